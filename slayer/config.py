@@ -1,0 +1,210 @@
+"""The one typed schema of a run. Hydra composes it once; every rank and every resume reads the frozen result.
+
+Each field carries one line of help: `train.py --help` and docs/configuration.md are generated from them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slayer.errors import CheckpointError
+
+
+class Section(BaseModel):
+    """A frozen group of keys; unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RandomModelConfig(Section):
+    """Shape of a randomly initialised model (tests and dry trials)."""
+
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = Field("llama", description="which family to build")
+    layers: int = Field(4, ge=1, description="decoder layers")
+    hidden_size: int = Field(64, ge=8, description="width of the residual stream")
+    heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
+    tied_embeddings: bool = Field(True, description="share the input embedding with the output head")
+    seed: int = Field(0, description="seed of the random weights")
+
+
+class ModelConfig(Section):
+    """Where the base model comes from; the first of path, hub, asset, random that is set is used."""
+
+    name: str = Field(description="short name, shown in reports")
+    path: str | None = Field(None, description="a Hugging Face folder with safetensors weights")
+    hub: str | None = Field(None, description="a repository on the Hugging Face hub")
+    revision: str | None = Field(None, description="commit or tag of the hub repository")
+    asset: str | None = Field(None, description="an embedded model, fetched by `python -m slayer.data.assets fetch`")
+    random: RandomModelConfig | None = Field(None, description="a random model of this shape")
+
+
+Strategy = Literal["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit"]
+Init = Literal["average", "copy", "slerp", "random"]
+
+
+class ExpansionConfig(Section):
+    """Which new blocks are inserted, where, and how they start."""
+
+    strategy: Strategy = Field(description="the placement rule")
+    after: list[int] | None = Field(None, description="explicit only: 0-based base layers that get a new block behind them")
+    every: int | None = Field(None, ge=1, description="stride of shallow_half, deep_half and even, in base layers")
+    count: int | None = Field(None, ge=1, description="number of new blocks (the halves take the outermost ones)")
+    init: Init = Field("average", description="how a new block's weights are made from its neighbours")
+    zero_outputs: bool = Field(True, description="zero o_proj and down_proj, so a new block starts as an exact identity")
+
+
+class FreezeConfig(Section):
+    """What trains."""
+
+    schedule: Literal["originals", "none", "existing_layers"] = Field(
+        description="originals: only new blocks and a trained tail; none: everything; existing_layers: train_layers only"
+    )
+    train_layers: list[int] = Field(default_factory=list, description="existing_layers only: 0-based base layers that train")
+
+
+class SourceConfig(Section):
+    """One source of text."""
+
+    role: Literal["domain", "replay"] = Field(description="domain: what is to be learnt; replay: what must not be forgotten")
+    builtin: str | None = Field(None, description="an embedded corpus by name")
+    path: str | None = Field(None, description="a file, folder or glob: .txt .md (one document a file), .jsonl (one a line)")
+    text_field: str = Field("text", description="JSONL field that holds the text")
+    weight: float = Field(1.0, gt=0, description="share of tokens relative to the other sources of the same role")
+    heldout_share: float = Field(0.05, gt=0, lt=1, description="share of documents held out, chosen by a hash that never moves")
+
+
+class DataConfig(Section):
+    """The mixture of texts and how it is cut into rows."""
+
+    name: str = Field(description="short name, shown in reports")
+    path: str | None = Field(None, description="data=local only: your text (file, folder or glob)")
+    sources: dict[str, SourceConfig] = Field(description="sources by name")
+    replay: float = Field(0.25, ge=0, lt=1, description="share of all training tokens that comes from replay sources")
+    sequence_length: int = Field(512, ge=8, description="tokens in a row")
+
+
+class EngineConfig(Section):
+    """How DeepSpeed runs."""
+
+    zero_stage: int = Field(ge=0, le=3, description="ZeRO stage: what is partitioned among ranks")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute precision; bf16 keeps fp32 masters of trained tensors")
+    micro_batch_rows: int = Field(4, ge=1, description="rows in one forward pass of one rank")
+    accumulation: int | None = Field(None, ge=1, description="forward passes per step; null: what train.batch_rows asks for")
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    peak_teraflops: float | None = Field(None, gt=0, description="peak of one device for mfu; null: known GPUs by name, none on a CPU")
+
+
+class TrainConfig(Section):
+    """Length, batch, optimiser and cadence."""
+
+    max_steps: int | None = Field(None, ge=0, description="stop after so many steps; 0 builds, proves and exports only")
+    max_tokens: int | None = Field(None, ge=1, description="stop after so many tokens (the smaller of the two stops the run)")
+    batch_rows: int = Field(4, ge=1, description="rows in one step over all ranks")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    schedule: Literal["cosine", "constant", "wsd"] = Field("cosine", description="course of the learning rate after warm-up")
+    warmup_share: float = Field(0.06, ge=0, lt=1, description="share of the steps spent warming up linearly")
+    decay_share: float = Field(0.2, gt=0, le=1, description="wsd only: share of the steps spent decaying at the end")
+    final_lr_share: float = Field(0.1, ge=0, le=1, description="learning rate at the end as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay of trained matrices (never of norms or frozen tensors)")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta 1")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta 2")
+    clip_norm: float = Field(1.0, gt=0, description="gradients are clipped to this global L2 norm")
+    log_every: int = Field(1, ge=1, description="steps between log lines")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    evaluate_every: int | None = Field(None, ge=1, description="steps between held-out evaluations; null: only before and after")
+
+
+class HeldoutConfig(Section):
+    """Held-out evaluation and the samples of the report."""
+
+    tokens_per_source: int = Field(12_000, ge=1, description="held-out tokens scored per source (whole documents, fixed choice)")
+    in_loop_tokens_per_source: int = Field(3_000, ge=1, description="the same, for evaluations during training")
+    samples: int = Field(3, ge=0, description="sample continuations per source in the report")
+    sample_tokens: int = Field(40, ge=1, description="tokens generated per sample")
+
+
+class TrackerConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    name: Literal["jsonl", "wandb", "tensorboard", "trackio"] = Field("jsonl", description="jsonl is always written")
+    project: str = Field("slayer", description="project name at the tracker")
+
+
+class LauncherConfig(Section):
+    """Where a run runs."""
+
+    name: Literal["local"] = Field("local", description="this machine")
+    processes: int = Field(1, ge=1, description="ranks on this machine")
+    port: int = Field(0, ge=0, le=65535, description="rendezvous port of the ranks; 0: any free one")
+
+
+class RunConfig(Section):
+    """One run, complete."""
+
+    seed: int = Field(0, ge=0, description="seed of data order and random initialisation")
+    run: str = Field(description="name of the run folder; default: made from the overrides")
+    runs_dir: str = Field("runs", description="folder of run folders")
+    dry_run: bool = Field(False, description="stop after the plan")
+    objective: Literal["domain_bits_per_byte", "replay_bits_per_byte", "mean_bits_per_byte"] = Field(
+        "domain_bits_per_byte", description="the held-out score returned to a sweeper (lower is better)"
+    )
+    model: ModelConfig
+    expansion: ExpansionConfig
+    prune: int = Field(0, ge=0, description="number of base layers removed")
+    prune_by: Literal["last", "last_but_final", "removal", "explicit"] = Field("last", description="which layers are removed")
+    prune_layers: list[int] = Field(default_factory=list, description="prune_by=explicit only: the 0-based base layers to remove")
+    tail: Literal["auto", "average", "train", "frozen"] = Field(
+        "auto", description="the block that is last after pruning; auto: average when prune_by=last removes layers, else frozen"
+    )
+    freeze: FreezeConfig
+    data: DataConfig
+    engine: EngineConfig
+    train: TrainConfig
+    heldout: HeldoutConfig = Field(default_factory=HeldoutConfig)
+    tracker: TrackerConfig = Field(default_factory=TrackerConfig)
+    launcher: LauncherConfig = Field(default_factory=LauncherConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.runs_dir) / self.run
+
+
+NOT_PART_OF_A_RUN = ("dry_run", "runs_dir", "launcher", "tracker")
+"""Keys that may differ between two starts of the same run: they do not change what is computed."""
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML; `load_config` gives an equal object back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    OmegaConf.save(OmegaConf.create(config.model_dump()), temporary)
+    temporary.replace(path)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a configuration that `save_config` wrote; CheckpointError when it is not one."""
+    try:
+        return RunConfig.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, ValidationError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a configuration of this version; start a new run with run=NAME") from error
+
+
+def config_differences(saved: RunConfig, asked: RunConfig) -> list[tuple[str, object, object]]:
+    """(key, saved value, asked value) of every difference that would change what a run computes."""
+
+    def flatten(value: object, prefix: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        flat: dict[str, object] = {}
+        for key, inner in value.items():
+            flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+
+    one, two = flatten(saved.model_dump(exclude=set(NOT_PART_OF_A_RUN)), ""), flatten(asked.model_dump(exclude=set(NOT_PART_OF_A_RUN)), "")
+    return [(key, one.get(key), two.get(key)) for key in sorted({*one, *two}) if one.get(key) != two.get(key)]

@@ -1,0 +1,65 @@
+"""The folder of everything that is made once and used by many runs: wheels, converted models, token stores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+STALE_SECONDS = 24 * 3600
+
+
+def cache_dir() -> Path:
+    """SLAYER_CACHE if it is set, else ~/.cache/slayer; made when missing."""
+    folder = Path(os.environ.get("SLAYER_CACHE") or Path.home() / ".cache" / "slayer").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes `target` when the block ends without an error.
+
+    The rename is atomic and comes after an fsync of every file: `target` is either absent or whole, whatever is killed.
+    Of two processes that build the same target the first one wins and the other's work is thrown away.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # temporary files are made private; a cache may be shared
+        for file in scratch.rglob("*"):
+            file.chmod(0o644 if file.is_file() else 0o755)
+            if file.is_file():
+                _fsync(file)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        _fsync(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(target: Path) -> None:
+    """Clear what killed processes left, once it is too old to be somebody's work in progress."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        try:
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # another process cleared it first
+            continue

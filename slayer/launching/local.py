@@ -1,0 +1,116 @@
+"""Starts a run on this machine: in this process, or as ranks of its own under torchrun."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from slayer.config import RunConfig, save_config
+from slayer.errors import SlayerError
+from slayer.launching.compose import under_torchrun
+from slayer.training.ranks import require_free_port
+
+STOPPED_EXIT_CODE = 130
+"""A run that was asked to stop and saved itself; 2 is a run that cannot go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """How a launched run ended. `error` is the message for a person; `objective` is None unless the run is finished."""
+
+    exit_code: int
+    objective: float | None
+    error: str | None = None
+
+
+def launch(config: RunConfig, command: str, *, own_process: bool) -> Launched:
+    """Run to the end. A sweep asks for `own_process`, so that nothing of one point reaches the next."""
+    if under_torchrun() or (config.launcher.processes == 1 and not own_process):
+        return run_here(config, command)
+    return _run_apart(config, command)
+
+
+def run_here(config: RunConfig, command: str) -> Launched:
+    """Run in this process, with messages instead of tracebacks for everything a person can mend."""
+    from slayer.pipeline import run_pipeline
+    from slayer.reporting.console import open_console, print_error, print_next
+
+    try:
+        outcome = run_pipeline(config, command)
+    except SlayerError as error:
+        print_error(error)
+        return Launched(exit_code=2, objective=None, error=str(error))
+    except KeyboardInterrupt:
+        open_console().print(f"\ninterrupted; the same command goes on where {config.folder} stands")
+        return Launched(exit_code=STOPPED_EXIT_CODE, objective=None, error="interrupted")
+    first = os.environ.get("RANK", "0") == "0"
+    if outcome.stopped_at is not None:
+        if first:
+            open_console().print(f"stopped and saved at step {outcome.stopped_at}")
+            print_next([(command, "go on from there")])
+        return Launched(exit_code=STOPPED_EXIT_CODE, objective=None, error=f"stopped at step {outcome.stopped_at}")
+    if first and outcome.report is not None:
+        print_next(next_commands(config, command))
+    return Launched(exit_code=0, objective=outcome.objective)
+
+
+def next_commands(config: RunConfig, command: str) -> list[tuple[str, str]]:
+    """What a person types next."""
+    folder = shlex.quote(str(config.folder))
+    if config.dry_run:
+        return [(command.replace(" dry_run=true", ""), "train this plan")]
+    return [
+        (f"xdg-open {folder}/report.html", "look at the report"),
+        (f"python evaluate.py checkpoint={folder}", "score the result again beside its base"),
+    ]
+
+
+def _run_apart(config: RunConfig, command: str) -> Launched:
+    """Ranks in processes of their own. They read the frozen config.yaml; nothing composes twice."""
+    from slayer.pipeline import check_run_folder
+    from slayer.reporting.console import print_error
+    from slayer.results import Results
+
+    try:
+        require_free_port(config.launcher.port)
+        check_run_folder(config)
+        save_config(config, config.folder / "config.yaml")
+    except SlayerError as error:
+        print_error(error)
+        return Launched(exit_code=2, objective=None, error=str(error))
+    failure = config.folder / "failure.txt"
+    failure.unlink(missing_ok=True)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // config.launcher.processes, 1))),
+    }
+    exit_code = _wait([sys.executable, *_ranks(config), "-m", "slayer.launching.worker", str(config.folder), command], environment)
+    if exit_code == 0:
+        values = Results(config.folder).values
+        return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
+    error_text = failure.read_text(encoding="utf-8") if failure.exists() else f"the worker died with exit code {exit_code}"
+    return Launched(exit_code=STOPPED_EXIT_CODE if error_text.startswith("stopped") else 2, objective=None, error=error_text)
+
+
+def _ranks(config: RunConfig) -> list[str]:
+    launcher = config.launcher
+    if launcher.processes == 1:
+        return []
+    where = ["--standalone"] if launcher.port == 0 else ["--master_addr=127.0.0.1", f"--master_port={launcher.port}"]
+    return ["-m", "torch.distributed.run", *where, f"--nproc_per_node={launcher.processes}"]
+
+
+def _wait(command: list[str], environment: dict[str, str]) -> int:
+    """Run to the end. Ctrl-C reaches the ranks by itself (one terminal, one group); here it is only waited out."""
+    heard = signal.getsignal(signal.SIGINT)
+    process = subprocess.Popen(command, env=environment, cwd=Path.cwd())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, heard)

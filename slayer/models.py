@@ -1,0 +1,78 @@
+"""From a model's configuration, or a name a person typed, to a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from slayer.config import ModelConfig
+from slayer.data.assets import asset_model, cache_dir
+from slayer.data.random_model import tiny_model
+from slayer.errors import ModelError, SlayerError
+from slayer.surgery.families import read_model_config
+from slayer.surgery.weights import weight_files
+
+
+def resolve_model(model: ModelConfig) -> Path:
+    """The folder of a base model: a path as it is, a hub repository downloaded, an embedded or random one from the cache.
+
+    ModelError or AssetError says what is missing and what to type.
+    """
+    if model.path is not None:
+        folder = Path(model.path).expanduser()
+    elif model.hub is not None:
+        folder = _from_hub(model.hub, model.revision)
+    elif model.asset is not None:
+        folder = asset_model(model.asset)
+    elif model.random is not None:
+        folder = tiny_model(model.random)
+    else:
+        raise ModelError("no model is named; type model=local model.path=DIR")
+    read_model_config(folder)
+    weight_files(folder)
+    return folder
+
+
+def model_problem(model: ModelConfig) -> SlayerError | None:
+    """Why a model cannot be used, without downloading anything."""
+    if model.path is None and model.hub is not None:
+        return None
+    try:
+        resolve_model(model)
+    except SlayerError as error:
+        return error
+    return None
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.hub={repository} could not be fetched{offline}: {reason}. "
+            "Log in with `hf auth login` if it is gated, or type model=local model.path=DIR with a copy of it"
+        ) from error
+
+
+def model_hash_cached(folder: Path) -> str:
+    """`model_hash` of a folder, remembered in the cache until a weight file changes its size or time."""
+    import hashlib
+
+    from slayer.surgery.build import model_hash
+
+    stamp = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in [folder / "config.json", *weight_files(folder)]]
+    remembered = cache_dir() / "hashes" / hashlib.sha256("\n".join(stamp).encode()).hexdigest()
+    if remembered.exists():
+        return remembered.read_text(encoding="utf-8")
+    value = model_hash(folder)
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    temporary = remembered.with_suffix(f".{os.getpid()}")
+    temporary.write_text(value, encoding="utf-8")
+    temporary.replace(remembered)
+    return value

@@ -1,0 +1,270 @@
+"""The figures of a report: plan, loss, held-out scores, learnt and forgotten, and the frontier of a sweep.
+
+Each function returns a matplotlib Figure; `save_figure` writes SVG and PNG. Colours are from Okabe and Ito's set, which people
+with any colour vision tell apart; every colour also has a sign, a dash or a word of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from slayer.reporting.numbers import percent
+from slayer.reporting.plan_rows import Kind, PlanRow, plan_rows
+from slayer.reporting.run_folder import HELDOUT, SOURCE_LOSS, Record, series, source_names
+from slayer.reporting.scores import SourceScore
+from slayer.surgery.plan import LayerPlan
+
+Figure = Any
+"""matplotlib.figure.Figure, imported only where a figure is drawn."""
+
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#d9dee5"
+DOMAIN_COLOURS = ("#0072b2", "#56b4e9", "#004c78")
+REPLAY_COLOURS = ("#d55e00", "#e69f00", "#8a3d00")
+FILLS: dict[Kind, str] = {"kept": "#c3cbd6", "new": "#009e73", "pruned": "none", "tail": "#e69f00"}
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5, "svg.fonttype": "none", "svg.hashsalt": "slayer",
+    "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": GRID, "axes.linewidth": 0.8, "xtick.color": MUTED, "ytick.color": MUTED,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.titlelocation": "left", "axes.titlesize": 11,
+    "axes.titleweight": "bold", "axes.titlepad": 12, "legend.frameon": False, "figure.facecolor": "white", "savefig.facecolor": "white",
+}  # fmt: skip
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def _new_figure(width_inches: float, height_inches: float) -> Figure:
+    # The object, not pyplot: no global state, no backend to choose, nothing to close.
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    return MatplotlibFigure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def source_colours(roles: Mapping[str, str]) -> dict[str, str]:
+    """A colour per source: blues for what is to be learnt, oranges for what must be kept."""
+    colours: dict[str, str] = {}
+    for role, palette in (("domain", DOMAIN_COLOURS), ("replay", REPLAY_COLOURS)):
+        for number, source in enumerate(source for source, its_role in roles.items() if its_role == role):
+            colours[source] = palette[number % len(palette)]
+    return colours
+
+
+def plan_figure(plan: LayerPlan) -> Figure:
+    """The stack of layers from shallow (top) to deep, base indices at the left, indices of the result at the right."""
+    with _style():
+        rows = plan_rows(plan)
+        columns = 1 if len(rows) <= 24 else 2 if len(rows) <= 80 else 3
+        height = math.ceil(len(rows) / columns)
+        figure = _new_figure(1.2 + 3.1 * columns, 1.1 + 0.21 * height)
+        axes_row = figure.subplots(1, columns, squeeze=False)[0]
+        for column, axes in enumerate(axes_row):
+            _draw_stack(axes, rows[column * height : (column + 1) * height], height)
+        new, pruned = len(plan.new_indices), len(plan.pruned)
+        figure.suptitle(f"{plan.n_base} base layers − {pruned} pruned + {new} new = {plan.n_layers}", fontweight="bold", fontsize=11)
+        return figure
+
+
+def _draw_stack(axes: Any, rows: Sequence[PlanRow], height: int) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    for place, row in enumerate(rows):
+        left, width = (0.0, 5.0) if row.kind in ("new", "tail") or row.trains else (0.5, 4.0)
+        edge = INK if row.trains else "#b42318" if row.kind == "pruned" else "none"
+        dash = (0, (3, 2)) if row.kind == "pruned" else "-"
+        box = FancyBboxPatch(
+            (left, place + 0.12), width, 0.76, boxstyle="round,pad=0,rounding_size=0.18", facecolor=FILLS[row.kind],
+            edgecolor=edge, linestyle=dash, linewidth=0.9, mutation_aspect=1,
+        )  # fmt: skip
+        axes.add_patch(box)
+        word = {"kept": "", "new": "new", "pruned": "pruned", "tail": "tail"}[row.kind]
+        label = f"{word} · {row.note}" if row.note and word else word
+        colour = "white" if row.kind == "new" else "#b42318" if row.kind == "pruned" else INK
+        axes.text(2.5, place + 0.5, label, ha="center", va="center", fontsize=7.5, color=colour)
+        axes.text(-0.25, place + 0.5, row.base_label, ha="right", va="center", fontsize=7.5, color=MUTED)
+        mark = "" if row.kind == "pruned" else "● trained" if row.trains else "❄"
+        axes.text(5.25, place + 0.5, f"{row.index_label:>2} {mark}", va="center", fontsize=7.5, color=INK if row.trains else MUTED)
+    axes.text(-0.25, -0.3, "base", ha="right", fontsize=7.5, color=MUTED)
+    axes.text(5.25, -0.3, "result", fontsize=7.5, color=MUTED)
+    axes.set(xlim=(-1.1, 7.0), ylim=(height + 0.1, -0.8))
+    axes.set_axis_off()
+
+
+def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str]) -> Figure:
+    """Training loss per source, raw faint and smoothed, with the learning rate below."""
+    with _style():
+        figure = _new_figure(7.6, 3.9)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
+        sources = source_names(training, SOURCE_LOSS)
+        colours = source_colours({source: roles.get(source, "domain") for source in sources})
+        lines = [(source, SOURCE_LOSS + source, colours[source]) for source in sources] or [("all text", "loss", DOMAIN_COLOURS[0])]
+        for label, key, colour in lines:
+            steps, values = series(training, key)
+            upper.plot(steps, values, color=colour, alpha=0.28, linewidth=0.9)
+            upper.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
+        upper.set(ylabel="nats per token", title="Training loss")
+        upper.legend(loc="upper right", ncols=len(lines))
+        upper.margins(y=0.15)
+        lower.plot(*series(training, "lr"), color=MUTED, linewidth=1.4)
+        lower.set(xlabel="step", ylabel="rate")
+        lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        lower.yaxis.get_offset_text().set_fontsize(7.5)
+        lower.set_ylim(bottom=0)
+        return figure
+
+
+def smooth(values: Sequence[float], *, window_share: float = 0.12) -> list[float]:
+    """Centred mean over about an eighth of the run: unlike a running one it does not lag behind a falling loss."""
+    reach = int(len(values) * window_share / 2)
+    result = []
+    for place in range(len(values)):
+        # The window shrinks evenly towards both ends, so that it stays centred.
+        side = min(reach, place, len(values) - 1 - place)
+        near = [value for value in values[place - side : place + side + 1] if math.isfinite(value)]
+        result.append(sum(near) / len(near) if near else math.nan)
+    return result
+
+
+def heldout_figure(heldout: tuple[Record, ...], scores: Sequence[SourceScore]) -> Figure:
+    """Held-out bits per byte over the steps, with the unpruned base as a dashed line per source."""
+    with _style():
+        figure = _new_figure(7.6, 3.4)
+        axes = figure.subplots()
+        roles = {score.source: score.role for score in scores}
+        names = list(dict.fromkeys([*roles, *source_names(heldout, HELDOUT)]))
+        colours = source_colours({name: roles.get(name, "domain") for name in names})
+        bases = {score.source: score.base for score in scores}
+        for name in names:
+            steps, values = series(heldout, HELDOUT + name)
+            axes.plot(steps, values, color=colours[name], linewidth=2, marker="o", markersize=4.5, label=name)
+            if bases.get(name) is not None:
+                axes.axhline(bases[name], color=colours[name], linestyle=(0, (5, 3)), linewidth=1.2, label=f"base on {name}")
+        axes.set(xlabel="step", ylabel="bits per byte", title="Held-out text (lower is better)")
+        axes.margins(y=0.12)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        return figure
+
+
+def change_figure(scores: Sequence[SourceScore]) -> Figure:
+    """Learnt and forgotten: change of bits per byte against the base, per source, with 95 % intervals."""
+    with _style():
+        scored = [score for score in scores if score.change_percent is not None]
+        figure = _new_figure(7.6, 1.35 + 0.55 * len(scored))
+        axes = figure.subplots()
+        colours = source_colours({score.source: score.role for score in scored})
+        ends = [0.0]
+        for place, score in enumerate(scored):
+            change = score.change_percent or 0.0
+            low, high = score.change_interval_percent or (change, change)
+            ends += [low, high]
+            axes.barh(place, change, height=0.5, color=colours[score.source], alpha=0.85)
+            axes.errorbar(change, place, xerr=[[max(0.0, change - low)], [max(0.0, high - change)]], color=INK, capsize=3, linewidth=1.3)
+            outside = low if change < 0 else high
+            offset, side = ((-6, 0), "right") if change < 0 else ((6, 0), "left")
+            label = f"{percent(change)}  {score.verdict}"
+            axes.annotate(label, (outside, place), offset, textcoords="offset points", ha=side, va="center", fontweight="bold", fontsize=9)
+        span = max(ends) - min(ends) or 1.0
+        axes.set_xlim(min(ends) - 0.45 * span, max(ends) + 0.45 * span)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(scored)), [f"{score.source}\n{score.role}" for score in scored], color=INK)
+        axes.set_ylim(len(scored) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set(
+            xlabel="change of bits per byte against the base, %   (left of the line: better)", title="Change against the base, with 95 % intervals"
+        )
+        return figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """One run of a sweep: percent changes of bits per byte on replay and domain text; negative is better."""
+
+    label: str
+    replay_percent: float
+    domain_percent: float
+    replay_interval: tuple[float, float] | None = None
+    domain_interval: tuple[float, float] | None = None
+    best: bool = False
+
+
+def frontier_figure(points: Sequence[FrontierPoint]) -> Figure:
+    """Forgotten to the right, learnt upwards; the line joins the runs that no other run beats on both."""
+    with _style():
+        figure = _new_figure(7.6, 4.4)
+        axes = figure.subplots()
+        best_path = pareto(points)
+        axes.plot([p.replay_percent for p in best_path], [-p.domain_percent for p in best_path], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for point in points:
+            colour = FILLS["new"] if point.best else DOMAIN_COLOURS[0]
+            x, y = point.replay_percent, -point.domain_percent
+            x_error = _bars(x, point.replay_interval)
+            y_error = _bars(y, tuple(sorted(-bound for bound in point.domain_interval)) if point.domain_interval else None)
+            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o", color=colour, markersize=7, linewidth=0.9, capsize=0, alpha=0.9)
+            weight = "bold" if point.best else "normal"
+            text = f"{point.label}{' (best)' if point.best else ''}"
+            axes.annotate(text, (x, y), (7, 6), textcoords="offset points", fontsize=8.5, fontweight=weight)
+        axes.axvline(0, color=INK, linewidth=0.9)
+        axes.margins(x=0.25, y=0.2)
+        axes.set(xlabel="forgotten: change on replay text, %   (left is better)", ylabel="learnt: bits per byte saved, %")
+        axes.set_title("What each run learnt and what it forgot (upper left is best)")
+        return figure
+
+
+def _bars(value: float, bounds: Sequence[float] | None) -> list[list[float]] | None:
+    return [[max(0.0, value - bounds[0])], [max(0.0, bounds[1] - value)]] if bounds else None
+
+
+def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
+    """The points that no other point beats on both counts, in order of what they forgot."""
+    best: list[FrontierPoint] = []
+    for point in sorted(points, key=lambda point: (point.replay_percent, point.domain_percent)):
+        if not best or point.domain_percent < best[-1].domain_percent:
+            best.append(point)
+    return best
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Write NAME.svg and NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _style():
+        figure.savefig(folder / f"{name}.svg", metadata=_NO_METADATA)
+        figure.savefig(folder / f"{name}.png", dpi=160)
+
+
+_PAGE_COLOURS = ((FILLS["new"], "--new"), (DOMAIN_COLOURS[0], "--domain"), (REPLAY_COLOURS[0], "--replay"))
+
+# Without these the same run would give other bytes each day.
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element that takes its ink from the page, light or dark, and whose ids are its own."""
+    stream = io.StringIO()
+    with _style():
+        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
+    svg = stream.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (FILLS["kept"], "--kept"), *_PAGE_COLOURS):
+        svg = svg.replace(colour, f"var({variable})")
+    size = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+    width = f"{float(size.group(1)) * 1.25:.0f}px" if size else "100%"
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}" style="max-width:{width}"', 1)

@@ -1,0 +1,122 @@
+"""What the surgery must know of an architecture: where its layers are, which projections write to the residual stream,
+and which configuration entries count or list layers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from slayer.errors import ModelError
+from slayer.surgery.plan import Keep, LayerPlan
+
+LAYER_PREFIX = "model.layers."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One architecture. `residual_projections` are zeroed (weight and bias) in a new block."""
+
+    model_type: str
+    residual_projections: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    per_layer_lists: tuple[str, ...] = ("layer_types",)
+
+
+FAMILIES = {name: Family(model_type=name) for name in ("llama", "mistral", "qwen2", "qwen3")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Sizes of a model, in parameters and layers."""
+
+    n_layers: int
+    block_parameters: int
+    other_parameters: int
+    hidden_size: int
+    vocabulary: int
+    attention_width: int
+    head_parameters: int
+    bytes_per_parameter: int
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """config.json of a supported model folder; ModelError says what is wrong with any other."""
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} does not exist; type model.path=DIR with a Hugging Face folder")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{folder} has no readable config.json, so it is not a Hugging Face model folder; type model.path=DIR") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} does not hold a JSON object; copy the model folder again")
+    if config.get("model_type") not in FAMILIES:
+        seen = config.get("model_type")
+        raise ModelError(f"{path} has model_type={seen!r}; supported are {', '.join(FAMILIES)}. Type model.path=DIR with one of these")
+    if "num_hidden_layers" not in config:
+        raise ModelError(f"{path} does not say num_hidden_layers; copy the model folder again")
+    return config
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family of a configuration that `read_model_config` accepted."""
+    return FAMILIES[config["model_type"]]
+
+
+def layer_of(name: str) -> tuple[int, str] | None:
+    """(layer, name within the layer) of a tensor, or None for embeddings, head and final norm."""
+    if not name.startswith(LAYER_PREFIX):
+        return None
+    layer, _, inner = name[len(LAYER_PREFIX) :].partition(".")
+    return int(layer), inner
+
+
+def is_residual_output(family: Family, inner: str) -> bool:
+    """True for the weights and biases of the projections that write to the residual stream."""
+    return any(inner.startswith(projection + ".") for projection in family.residual_projections)
+
+
+def layer_kinds(config: dict[str, Any]) -> list[str] | None:
+    """Attention kind of every layer where a configuration distinguishes them, by the rule transformers applies when it is not spelled out."""
+    n_layers = config["num_hidden_layers"]
+    if config.get("layer_types"):
+        return list(config["layer_types"])
+    if config["model_type"] in ("qwen2", "qwen3") and config.get("use_sliding_window") and config.get("sliding_window"):
+        full_below = config.get("max_window_layers", 28)
+        return ["sliding_attention" if layer >= full_below else "full_attention" for layer in range(n_layers)]
+    return None
+
+
+def expanded_config(config: dict[str, Any], plan: LayerPlan) -> dict[str, Any]:
+    """The base's configuration with layer counts and per-layer lists rewritten for the expanded model."""
+    result = {**config, "num_hidden_layers": plan.n_layers}
+    origin = [entry.base_index if isinstance(entry, Keep) else entry.sources[0] for entry in plan.entries]
+    kinds = layer_kinds(config)
+    for key in family_of(config).per_layer_lists:
+        values = kinds if key == "layer_types" else config.get(key)
+        if values:
+            if len(values) != plan.n_base:
+                raise ModelError(f"config.json lists {len(values)} {key} for {plan.n_base} layers; copy the model folder again")
+            result[key] = [values[base_index] for base_index in origin]
+    if kinds is not None and "max_window_layers" in config:
+        # Only readers that ignore layer_types look at this; right for them where all full layers come first.
+        result["max_window_layers"] = next((index for index, kind in enumerate(result["layer_types"]) if kind == "sliding_attention"), plan.n_layers)
+    return result
+
+
+def shape_of(config: dict[str, Any], tensor_shapes: dict[str, tuple[int, ...]], bytes_per_parameter: int) -> ModelShape:
+    """Sizes from the shapes of the tensors themselves."""
+    block = sum(prod(shape) for name, shape in tensor_shapes.items() if (at := layer_of(name)) is not None and at[0] == 0)
+    other = sum(prod(shape) for name, shape in tensor_shapes.items() if layer_of(name) is None)
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return ModelShape(
+        n_layers=config["num_hidden_layers"], block_parameters=block, other_parameters=other, hidden_size=config["hidden_size"],
+        vocabulary=config["vocab_size"], attention_width=heads * head_dim, head_parameters=config["vocab_size"] * config["hidden_size"],
+        bytes_per_parameter=bytes_per_parameter,
+    )  # fmt: skip

@@ -1,0 +1,248 @@
+"""The layer plan: what the expanded model consists of. Pure data, made from a layer count and the configuration.
+
+Two numberings, never mixed: `base_index` counts layers of the base model, `index` layers of the expanded one. Every later
+part asks the plan which layers are new; nothing is ever guessed from weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from slayer.config import ExpansionConfig, FreezeConfig, Init
+from slayer.errors import PlanError, Problem
+from slayer.surgery.placement import place, placement_problems
+
+Tail = Literal["average", "train", "frozen"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """A layer of the base. `averaged` lists the base layers whose mean replaces its weights (an average tail), else empty."""
+
+    base_index: int
+    averaged: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class New:
+    """An inserted block behind base layer `after`, made from base layers `sources` by `init`."""
+
+    after: int
+    sources: tuple[int, ...]
+    init: Init
+    zero_outputs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """The ordered layers of the expanded model, what was pruned, and which of them train."""
+
+    n_base: int
+    strategy: str
+    entries: tuple[Keep | New, ...]
+    pruned: tuple[int, ...]
+    prune_by: str
+    tail: Tail
+    freeze: str
+    trainable: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+    """Score per base layer that chose what was pruned, if any: nats per token lost without it (prune_by=removal)."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the expanded model."""
+        return len(self.entries)
+
+    @property
+    def new_indices(self) -> tuple[int, ...]:
+        """Expanded-model indices of the inserted blocks."""
+        return tuple(index for index, entry in enumerate(self.entries) if isinstance(entry, New))
+
+    @property
+    def tail_index(self) -> int | None:
+        """Index of the last kept base layer if it is an averaged or trained tail, else None."""
+        return max(self.index_of_base.values()) if self.tail != "frozen" else None
+
+    @property
+    def index_of_base(self) -> dict[int, int]:
+        """base_index → index, for the base layers that are kept."""
+        return {entry.base_index: index for index, entry in enumerate(self.entries) if isinstance(entry, Keep)}
+
+    @property
+    def trains_everything(self) -> bool:
+        """True for full fine-tuning: embeddings, head and final norm train too."""
+        return self.freeze == "none"
+
+    @property
+    def starts_as_base(self) -> bool:
+        """True when every new block is an exact identity, so insertion alone cannot change a logit."""
+        return all(entry.zero_outputs for entry in self.entries if isinstance(entry, New))
+
+    def without_pruning(self) -> LayerPlan:
+        """The same insertions into the whole base: the model whose logits must equal the base's."""
+        placement: dict[int, list[New]] = {}
+        for entry in self.entries:
+            if isinstance(entry, New):
+                placement.setdefault(entry.after, []).append(entry)
+        entries: list[Keep | New] = list(placement.get(-1, []))
+        for base_index in range(self.n_base):
+            entries += [Keep(base_index=base_index), *placement.get(base_index, [])]
+        trainable = tuple(index for index, entry in enumerate(entries) if isinstance(entry, New))
+        return LayerPlan(
+            n_base=self.n_base, strategy=self.strategy, entries=tuple(entries), pruned=(), prune_by=self.prune_by,
+            tail="frozen", freeze="originals", trainable=trainable,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for plan.json."""
+        entries = []
+        for index, entry in enumerate(self.entries):
+            kind = "keep" if isinstance(entry, Keep) else "new"
+            entries.append({"index": index, "kind": kind, "trains": index in self.trainable, **asdict(entry)})
+        values = {
+            name: getattr(self, name) for name in ("n_base", "n_layers", "strategy", "pruned", "prune_by", "tail", "freeze", "trainable", "scores")
+        }
+        return {**values, "entries": entries, "index_of_base": self.index_of_base}
+
+    def save(self, path: Path) -> None:
+        """Write plan.json."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def load_plan(path: Path) -> LayerPlan:
+    """Read a plan.json; PlanError when it is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        entries: list[Keep | New] = []
+        for entry in values["entries"]:
+            if entry["kind"] == "keep":
+                entries.append(Keep(base_index=entry["base_index"], averaged=tuple(entry["averaged"])))
+            else:
+                entries.append(New(after=entry["after"], sources=tuple(entry["sources"]), init=entry["init"], zero_outputs=entry["zero_outputs"]))
+        return LayerPlan(
+            n_base=values["n_base"], strategy=values["strategy"], entries=tuple(entries), pruned=tuple(values["pruned"]),
+            prune_by=values["prune_by"], tail=values["tail"], freeze=values["freeze"], trainable=tuple(values["trainable"]),
+            scores=tuple(values["scores"]) if values["scores"] is not None else None,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{path} is not a plan of this program ({error}); start a new run with run=NAME") from error
+
+
+def choose_pruned(n_base: int, prune: int, prune_by: str, prune_layers: Sequence[int], scores: Sequence[float] | None) -> tuple[int, ...]:
+    """The base layers to remove. `scores` (loss without each layer minus loss with it) decide prune_by=removal: cheapest first."""
+    if prune == 0:
+        return ()
+    match prune_by:
+        case "last":
+            return tuple(range(n_base - prune, n_base))
+        case "last_but_final":
+            return tuple(range(n_base - 1 - prune, n_base - 1))
+        case "explicit":
+            return tuple(sorted(set(prune_layers)))
+        case "removal":
+            if scores is None or len(scores) != n_base:
+                raise PlanError(f"prune_by=removal needs one score for each of the {n_base} layers")
+            return tuple(sorted(sorted(range(n_base), key=lambda layer: (scores[layer], layer))[:prune]))
+    raise PlanError(f"unknown prune_by={prune_by}; type prune_by=last")
+
+
+def build_plan(
+    n_base: int,
+    expansion: ExpansionConfig,
+    freeze: FreezeConfig,
+    *,
+    prune: int = 0,
+    prune_by: str = "last",
+    prune_layers: Sequence[int] = (),
+    tail: str = "auto",
+    scores: Sequence[float] | None = None,
+) -> LayerPlan:
+    """Make the plan. Call `plan_problems` first: impossible requests are refused there, all at once."""
+    pruned = choose_pruned(n_base, prune, prune_by, prune_layers, scores)
+    resolved: Tail = resolve_tail(tail, prune, prune_by)
+    behind: dict[int, list[New]] = {}
+    for after, source in place(expansion, n_base):
+        sources = (source, source + 1) if expansion.init in ("average", "slerp") and source + 1 < n_base else (source,)
+        behind.setdefault(after, []).append(New(after=after, sources=sources, init=expansion.init, zero_outputs=expansion.zero_outputs))
+    entries: list[Keep | New] = list(behind.get(-1, []))
+    last_kept = max(set(range(n_base)) - set(pruned))
+    for base_index in range(n_base):
+        if base_index not in pruned:
+            averaged = tuple(sorted({last_kept, *pruned})) if resolved == "average" and base_index == last_kept else ()
+            entries.append(Keep(base_index=base_index, averaged=averaged))
+        entries += behind.get(base_index, [])
+    trainable = _trainable(entries, freeze, resolved, last_kept)
+    return LayerPlan(
+        n_base=n_base, strategy=expansion.strategy, entries=tuple(entries), pruned=pruned, prune_by=prune_by, tail=resolved,
+        freeze=freeze.schedule, trainable=trainable, scores=tuple(scores) if scores is not None else None,
+    )  # fmt: skip
+
+
+def resolve_tail(tail: str, prune: int, prune_by: str) -> Tail:
+    """auto means the paper's updated last layer where the last layers go, and an untouched last layer elsewhere."""
+    if tail == "auto":
+        return "average" if prune > 0 and prune_by == "last" else "frozen"
+    if tail in ("average", "train", "frozen"):
+        return tail  # type: ignore[return-value]
+    raise PlanError(f"unknown tail={tail}; type tail=auto")
+
+
+def _trainable(entries: Sequence[Keep | New], freeze: FreezeConfig, tail: Tail, last_kept: int) -> tuple[int, ...]:
+    chosen = []
+    for index, entry in enumerate(entries):
+        match freeze.schedule:
+            case "none":
+                trains = True
+            case "existing_layers":
+                trains = isinstance(entry, Keep) and entry.base_index in freeze.train_layers
+            case "originals":
+                trains = isinstance(entry, New) or (tail != "frozen" and entry.base_index == last_kept)
+        if trains:
+            chosen.append(index)
+    return tuple(chosen)
+
+
+def plan_problems(
+    n_base: int,
+    expansion: ExpansionConfig | None,
+    freeze: FreezeConfig | None,
+    *,
+    prune: int | None,
+    prune_by: str | None,
+    prune_layers: Sequence[int] | None,
+) -> list[Problem]:
+    """Everything about these keys that cannot be done to a model of `n_base` layers; a key that is None is not judged."""
+    problems = placement_problems(expansion, n_base) if expansion is not None else []
+    if prune is not None:
+        most = n_base - 1
+        if prune > most:
+            problems.append(
+                Problem(key="prune", value=prune, why=f"the model has {n_base} layers and at least one must stay", fix=f"prune={min(2, most)}")
+            )
+    if prune_by == "explicit" and prune_layers is not None:
+        wrong = [layer for layer in prune_layers if not 0 <= layer < n_base]
+        if wrong:
+            fix = f"prune_layers={[layer for layer in prune_layers if layer not in wrong] or [n_base - 1]}".replace(" ", "")
+            problems.append(
+                Problem(
+                    key="prune_layers",
+                    value=list(prune_layers),
+                    why=f"{wrong} out of range: the model has layers 0 to {n_base - 1}",
+                    fix=fix,
+                )
+            )
+    if freeze is not None and freeze.schedule == "existing_layers":
+        gone: set[int] = set()
+        if prune and prune_by in ("last", "last_but_final", "explicit") and prune < n_base:
+            gone = set(choose_pruned(n_base, prune, prune_by, prune_layers or (), None))
+        wrong = [layer for layer in freeze.train_layers if not 0 <= layer < n_base or layer in gone]
+        if wrong:
+            fix = f"freeze.train_layers={[layer for layer in freeze.train_layers if layer not in wrong] or [0]}".replace(" ", "")
+            why = f"{wrong} match no layer of the model after pruning (layers 0 to {n_base - 1}" + (f" without {sorted(gone)})" if gone else ")")
+            problems.append(Problem(key="freeze.train_layers", value=freeze.train_layers, why=why, fix=fix))
+    return problems

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from slayer.config import DataConfig
+from slayer.data.builtin import BUILTINS
+
+FOLDER = Path(__file__).parents[3] / "conf" / "data"
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+def test_every_file_is_a_valid_data_section(name: str) -> None:
+    values: Any = OmegaConf.to_container(OmegaConf.merge({"data": OmegaConf.load(FOLDER / f"{name}.yaml")}, {"data": {"name": name}}), resolve=True)
+    data = DataConfig(**values["data"])
+    assert {source.role for source in data.sources.values()} == {"domain", "replay"}
+    for source in data.sources.values():
+        assert source.builtin in BUILTINS or (name == "local" and source.builtin is None)

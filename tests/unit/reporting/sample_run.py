@@ -1,0 +1,133 @@
+"""Run folders with plausible numbers around a real plan."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+from slayer.config import (
+    DataConfig,
+    EngineConfig,
+    ExpansionConfig,
+    FreezeConfig,
+    ModelConfig,
+    RunConfig,
+    SourceConfig,
+    TrackerConfig,
+    TrainConfig,
+    save_config,
+)
+from slayer.surgery.plan import LayerPlan, build_plan
+
+SCORES = tuple(1.0 + (0.5 * abs(layer - 16.5)) ** 1.3 for layer in range(30))
+
+
+def sample_plan(**changes: Any) -> LayerPlan:
+    options: dict[str, Any] = {"prune": 2, "prune_by": "removal", "scores": SCORES, **changes}
+    n_base = options.pop("n_base", 30)
+    expansion = options.pop("expansion", ExpansionConfig(strategy="shallow_half"))
+    freeze = options.pop("freeze", FreezeConfig(schedule="originals"))
+    return build_plan(n_base, expansion, freeze, **options)
+
+
+def sample_config(tracker: str = "jsonl", run: str = "shallow_half-prune_2") -> RunConfig:
+    sources = {
+        "wikipedia_fr": SourceConfig(role="domain", builtin="wikipedia_fr"),
+        "wikipedia_en": SourceConfig(role="replay", builtin="wikipedia_en"),
+    }
+    return RunConfig(
+        run=run, model=ModelConfig(name="smollm2_135m", asset="smollm2_135m"), expansion=ExpansionConfig(strategy="shallow_half"),
+        prune=2, prune_by="removal", freeze=FreezeConfig(schedule="originals"), data=DataConfig(name="demo", sources=sources),
+        engine=EngineConfig(zero_stage=2), train=TrainConfig(max_steps=40), tracker=TrackerConfig(name=tracker),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def sample_records(steps: int = 40) -> list[dict[str, Any]]:
+    noise = random.Random(0)
+    lines: list[dict[str, Any]] = [{"step": 0, "heldout/wikipedia_fr": 1.75, "heldout/wikipedia_en": 1.09, "time": 1.0}]
+    for step in range(1, steps + 1):
+        french = 2.0 + 1.3 * math.exp(-step / 12) + noise.gauss(0, 0.06)
+        english = 2.75 + 0.2 * math.exp(-step / 8) + noise.gauss(0, 0.09)
+        lines.append({
+            "step": step, "steps": steps, "tokens": step * 2048, "loss": 0.75 * french + 0.25 * english, "loss/wikipedia_fr": french,
+            "loss/wikipedia_en": english, "lr": 1e-3 * min(step / 3, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))), "grad_norm": 0.8,
+            "tokens_per_second": 512.3, "mfu": None, "memory_bytes": 1 << 30, "step_seconds": 3.9, "time": 1.0 + step,
+        })  # fmt: skip
+        if step % 10 == 0:
+            scores = {"heldout/wikipedia_fr": 1.25 + 0.5 * math.exp(-step / 10), "heldout/wikipedia_en": 1.0 + 0.09 * math.exp(-step / 6)}
+            lines.append({"step": step, **scores, "time": 1.0 + step})
+    return lines
+
+
+def sample_results(name: str = "shallow_half-prune_2", domain: float = -21.3, replay: float = -0.4) -> dict[str, Any]:
+    def source(role: str, base: float, start: float, change: float, verdict: str) -> dict[str, Any]:
+        result = base * (1 + change / 100)
+        return {
+            "role": role, "documents": 60, "bytes": 50_000, "tokens": 14_000, "base": base, "base_interval": [base - 0.05, base + 0.05],
+            "start": start, "result": result, "result_interval": [result - 0.04, result + 0.04], "change_percent": change,
+            "change_interval_percent": [change - 0.9, change + 0.8], "verdict": verdict,
+        }  # fmt: skip
+
+    return {
+        "format": 1, "run": name, "model": "smollm2_135m", "command": f"python train.py expansion=shallow_half prune=2 run={name}",
+        "heldout": {
+            "wikipedia_en": source("replay", 1.02, 1.09, replay, "no change detected" if abs(replay) < 0.8 else "forgotten"),
+            "wikipedia_fr": source("domain", 1.60, 1.75, domain, "learnt"),
+        },
+        "proof": {
+            "identity_max_difference": 0.0, "base_loss": 2.79, "start_loss": 3.02, "loss_jump": 0.23, "sample_tokens": 2048,
+            "cheaper": [{"layer": 17, "loss_jump": 0.10}, {"layer": 16, "loss_jump": 0.14}],
+        },
+        "training": {
+            "steps": 40, "tokens": 81_920, "seconds": 170.0, "tokens_per_second": 480.0, "trained_parameters": 24_780_000,
+            "total_parameters": 152_000_000, "frozen_tensors_checked": 254, "device": "cpu", "ranks": 1,
+        },
+        "data": [
+            {"name": "wikipedia_fr", "role": "domain", "train_documents": 1900, "heldout_documents": 100, "train_tokens": 610_000,
+             "train_bytes": 1_900_000, "rows": 1200, "fill": 0.991, "share": 0.75, "epochs": 0.1},
+            {"name": "wikipedia_en", "role": "replay", "train_documents": 2100, "heldout_documents": 110, "train_tokens": 480_000,
+             "train_bytes": 2_100_000, "rows": 940, "fill": 0.987, "share": 0.25, "epochs": 0.04},
+        ],
+        "samples": [
+            {"source": "wikipedia_fr", "prompt": "La Loire est un fleuve", "truth": " de France, le plus long du pays.",
+             "base": " de la France, de la France, de la France et de la", "start": " of the the de de la",
+             "result": " français qui prend sa source en Ardèche."},
+            {"source": "wikipedia_en", "prompt": "The Thames is a river", "truth": " that flows through southern England.",
+             "base": " in England that flows through London.", "start": " in the the river of",
+             "result": " in southern England, which flows through London."},
+        ],
+        "objective": {"name": "domain_bits_per_byte", "value": 1.25}, "versions": {"torch": "2.13.0", "transformers": "5.3.0"},
+    }  # fmt: skip
+
+
+def write_run(folder: Path, *, results: dict[str, Any] | None = None, plan: LayerPlan | None = None) -> Path:
+    folder.mkdir(parents=True)
+    save_config(sample_config(run=folder.name), folder / "config.yaml")
+    (plan or sample_plan()).save(folder / "plan.json")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in sample_records()), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results or sample_results(folder.name)), encoding="utf-8")
+    return folder
+
+
+def write_sweep(folder: Path) -> Path:
+    sweep = folder / "sweep-1"
+    (sweep / "points").mkdir(parents=True)
+    changes = {("shallow_half", 0): (-18.2, 0.3), ("shallow_half", 2): (-21.3, -0.4), ("even", 0): (-17.0, 0.9), ("even", 2): (-19.0, 1.4)}
+    for number, ((strategy, prune), (domain, replay)) in enumerate(changes.items()):
+        name = f"{strategy}-prune_{prune}"
+        run = write_run(folder / name, results=sample_results(name, domain, replay))
+        (run / "report.html").write_text("a report", encoding="utf-8")
+        point = {
+            "number": number, "run": name, "run_dir": str(run), "overrides": [f"expansion={strategy}", f"prune={prune}", "train.max_steps=40"],
+            "status": "finished", "error": None, "seconds": 170.0, "objective": 1.60 * (1 + domain / 100),
+        }  # fmt: skip
+        (sweep / "points" / f"{number}.json").write_text(json.dumps(point), encoding="utf-8")
+    failed = {
+        "number": 4, "run": "even-prune_40", "run_dir": str(folder / "even-prune_40"), "status": "failed", "objective": None, "seconds": 2.0,
+        "overrides": ["expansion=even", "prune=40", "train.max_steps=40"], "error": "prune = 40: <b>the model has 30 layers</b>",
+    }  # fmt: skip
+    (sweep / "points" / "4.json").write_text(json.dumps(failed), encoding="utf-8")
+    return sweep

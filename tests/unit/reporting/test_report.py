@@ -1,0 +1,143 @@
+"""The report: complete, self-contained, safe, and written from whatever a run folder holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from sample_run import sample_plan, sample_results, write_run
+
+from slayer.reporting.report import write_report
+from slayer.reporting.run_folder import read_run
+
+VOID = {"meta", "br", "img", "use", "path", "rect"}
+
+
+class Checker(HTMLParser):
+    """Collects tags, visible text and attributes that point somewhere; fails on tags that do not close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.references: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.references += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self.open and self.open[-1] != "style" else ""
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return write_run(tmp_path / "shallow_half-prune_2")
+
+
+def test_the_report_is_one_file_that_fetches_and_runs_nothing(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    checker = checked(page)
+    assert not checker.tags & {"script", "link", "iframe", "object", "img"}
+    assert all(reference.startswith("#") for reference in checker.references)
+    assert "@import" not in page and not re.search(r"url\((?!#)", page)
+    assert len(page) < 300_000
+
+
+def test_the_report_tells_the_whole_story_in_both_forms(run_dir):
+    page = checked(write_report(run_dir).read_text(encoding="utf-8")).text
+    markdown = (run_dir / "report.md").read_text(encoding="utf-8")
+    for text in (page, markdown):
+        plain = " ".join(text.split())
+        for piece in (
+            "it needs 21.3 % fewer bits per byte (95 % interval 20.5 to 22.2 %)", "No change detected on unseen wikipedia_en text",
+            "30 base layers − 2 pruned + 7 new blocks", "Max logit difference to the base after insertion: 0 exactly", "17 (+0.10)",
+            "24.8 M of 152 M", "La Loire est un fleuve", "prend sa source en Ardèche", "610,000", "learning_rate: 0.001",
+            "python train.py expansion=shallow_half prune=2 run=shallow_half-prune_2",
+        ):  # fmt: skip
+            assert piece in plain, piece
+    pictures = re.findall(r"\]\((figures/[^)]+)\)", markdown)
+    assert len(pictures) == 4 and all((run_dir / picture).exists() for picture in pictures)
+
+
+def test_the_page_draws_each_layer_once(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert page.count('<span class="layer kept"') == 28
+    assert page.count('<span class="layer new"') == page.count('<li class="trains">') == 7
+    assert page.count('<span class="layer pruned"') == 2
+
+
+def test_what_a_model_wrote_cannot_become_markup(tmp_path):
+    results = sample_results()
+    evil = '</div><script>alert(1)</script>```\n# "x" & <b>'
+    results["samples"] = [{"source": evil, "prompt": evil, "truth": evil, "base": evil, "start": evil, "result": evil}]
+    results["heldout"][evil] = results["heldout"]["wikipedia_fr"]
+    results["command"] = evil
+    run_dir = write_run(tmp_path / "run", results=results)
+    checker = checked(write_report(run_dir).read_text(encoding="utf-8"))
+    assert not checker.tags & {"script", "b" + "ig"} and "<script>alert(1)</script>" in checker.text
+    markdown = (run_dir / "report.md").read_text(encoding="utf-8")
+    outside = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$", "", markdown)
+    assert "<script>" not in outside and not re.search(r"(?m)^# .x", outside)
+
+
+def test_any_part_of_the_results_may_be_missing(tmp_path):
+    for missing in sample_results():
+        results = {key: value for key, value in sample_results().items() if key != missing}
+        (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+        checked(write_report(tmp_path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("broken", ["config.yaml", "plan.json", "metrics.jsonl", "results.json"])
+def test_any_file_may_be_broken(run_dir, broken):
+    (run_dir / broken).write_text('{"broken', encoding="utf-8")
+    checked(write_report(run_dir).read_text(encoding="utf-8"))
+
+
+def test_an_empty_folder_gets_a_report_that_says_so(tmp_path):
+    assert "no scores of a result yet" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_dry_run_shows_its_plan(tmp_path):
+    sample_plan().save(tmp_path / "plan.json")
+    assert "7 layers train" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_base_that_was_scored_without_a_result_is_shown(tmp_path):
+    results = {"heldout": {"wikipedia_fr": {"role": "domain", "base": 1.6, "start": 1.75}}, "training": {"steps": 0}}
+    page = checked(write_report(write_run(tmp_path / "run", results=results)).read_text(encoding="utf-8")).text
+    assert "1.600" in page and "1.750" in page
+
+
+def test_the_last_line_of_a_step_wins_and_a_torn_line_is_left_out(tmp_path):
+    lines = [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": 2.9},
+        {"step": 2, "heldout/a": 1.2},
+        {"step": 2, "loss": 2.5},
+        {"step": 0, "heldout/a": 1.5},
+    ]
+    torn = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "loss": 2.'
+    (tmp_path / "metrics.jsonl").write_text(torn, encoding="utf-8")
+    run = read_run(tmp_path)
+    assert [(line["step"], line["loss"]) for line in run.training] == [(1, 3.0), (2, 2.5)]
+    assert [(line["step"], line["heldout/a"]) for line in run.heldout] == [(0, 1.5), (2, 1.2)]
