@@ -10,7 +10,7 @@ from typing import Any
 from slayer.config import RandomModelConfig
 from slayer.data.cache import cache_dir, written_aside
 
-RECIPE = 1
+RECIPE = 3
 """Raised when the same configuration would give other files, so that a cached folder is not taken for it."""
 
 
@@ -47,12 +47,12 @@ def _random_model(config: RandomModelConfig, tokenizer: Any) -> Any:
 
     classes = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
     shape = getattr(transformers, classes[config.architecture])(
-        vocab_size=len(tokenizer),
+        vocab_size=-(-len(tokenizer) // 8) * 8,  # some tokenizer classes add a token of their own
         hidden_size=config.hidden_size,
         intermediate_size=max(8, round(config.hidden_size * 8 / 3 / 8) * 8),
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
-        num_key_value_heads=max(1, config.heads // 2),
+        num_key_value_heads=config.heads // 2 if config.heads % 2 == 0 else config.heads,
         head_dim=config.hidden_size // config.heads,
         max_position_embeddings=2048,
         tie_word_embeddings=config.tied_embeddings,

@@ -1,8 +1,9 @@
 """Held-out text: how many bits a model needs per byte of documents it was not trained on.
 
 Every token of a document is scored once. A document starts behind the model's BOS token (EOS where there is none) and is cut
-into windows of the run's row length, each conditioned on the last token of the window before: the rule of lm-eval's
-loglikelihood_rolling. Windows of several documents share a row and do not see each other.
+into windows of the run's row length, each conditioned on the last token of the window before. That is the rule of lm-eval's
+loglikelihood_rolling but for the last window of a document longer than a row, where lm-eval looks a whole row back.
+Windows of several documents share a row and do not see each other.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ def build_expanded(base: Path, plan: LayerPlan, folder: Path, *, seed: int) -> d
         raise ModelError(f"the plan is for {plan.n_base} layers but {base} has {config['num_hidden_layers']}; type run=NAME to start a new run")
     weights = Weights(base)
     recipes = _recipes(config, weights, plan, seed)
-    require_space(folder, sum(recipe.n_bytes for recipe in recipes), "the expanded model")
     aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)  # what an interrupted build left counts as free space
+    require_space(folder, sum(recipe.n_bytes for recipe in recipes), "the expanded model")
     aside.mkdir(parents=True)
     copy_companions(base, aside)
     (aside / "config.json").write_text(json.dumps(expanded_config(config, plan), indent=2) + "\n", encoding="utf-8")

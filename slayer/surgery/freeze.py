@@ -16,5 +16,8 @@ def trainable_names(plan: LayerPlan, names: Iterable[str]) -> list[str]:
         return names
     chosen = [name for name in names if (at := layer_of(name)) is not None and at[0] in plan.trainable]
     if not chosen:
+        if plan.freeze == "existing_layers":
+            left = max(plan.index_of_base)
+            raise PlanError(f"freeze=existing_layers leaves nothing to train: its layers were pruned; type freeze.train_layers=[{left}]")
         raise PlanError(f"freeze={plan.freeze} leaves nothing to train; type expansion=shallow_half, or freeze=none")
     return chosen

@@ -31,9 +31,8 @@ def place(expansion: ExpansionConfig, n_base: int) -> Placement:
             strided = _strided(n_base, every or 2)[-same_number:] if same_number else []
             return [(layer, layer) for layer in (strided[-count:] if count else strided)]
         case "even":
-            blocks = count or (n_base // every if every else max(n_base // 4, 1))
-            group = n_base // blocks
-            return [(group * (index + 1) - 1, group * (index + 1) - 1) for index in range(blocks)]
+            group = every or n_base // (count or max(n_base // 4, 1))
+            return [(layer, layer) for layer in _strided(n_base, group)[:count]]
         case "prefix_stack":
             return [(-1, index) for index in range(count or max(n_base // 4, 1))]
         case "suffix_stack":
@@ -59,8 +58,12 @@ def placement_problems(expansion: ExpansionConfig, n_base: int) -> list[Problem]
     if strategy in ("shallow_half", "deep_half"):
         possible = len(_shallow(n_base, expansion.every or 2))
         if possible == 0:
-            why = f"no layer of a {n_base}-layer model is an every-{expansion.every or 2}-th one of its first half"
-            return [Problem(key="expansion.every", value=expansion.every, why=why, fix="expansion=explicit expansion.after=[0]")]
+            why = f"the first half of a {n_base}-layer model has {n_base // 2} layers, so none is a {expansion.every or 2}-th one"
+            every = min(2, n_base // 2)
+            fix = f"expansion.every={every}" if every else "expansion=explicit expansion.after=[0] expansion.every=null"
+            if count is not None and (not every or count > len(_shallow(n_base, every))):
+                fix += " expansion.count=null"
+            return [Problem(key="expansion.every", value=expansion.every, why=why, fix=fix)]
     elif strategy == "even":
         possible = n_base
         if expansion.every is not None and expansion.every > n_base:

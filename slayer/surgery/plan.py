@@ -218,31 +218,34 @@ def plan_problems(
 ) -> list[Problem]:
     """Everything about these keys that cannot be done to a model of `n_base` layers; a key that is None is not judged."""
     problems = placement_problems(expansion, n_base) if expansion is not None else []
-    if prune is not None:
-        most = n_base - 1
-        if prune > most:
-            problems.append(
-                Problem(key="prune", value=prune, why=f"the model has {n_base} layers and at least one must stay", fix=f"prune={min(2, most)}")
-            )
-    if prune_by == "explicit" and prune_layers is not None:
-        wrong = [layer for layer in prune_layers if not 0 <= layer < n_base]
-        if wrong:
-            fix = f"prune_layers={[layer for layer in prune_layers if layer not in wrong] or [n_base - 1]}".replace(" ", "")
-            problems.append(
-                Problem(
-                    key="prune_layers",
-                    value=list(prune_layers),
-                    why=f"{wrong} out of range: the model has layers 0 to {n_base - 1}",
-                    fix=fix,
-                )
-            )
+    problems += _prune_problems(n_base, prune, prune_by, prune_layers)
     if freeze is not None and freeze.schedule == "existing_layers":
         gone: set[int] = set()
-        if prune and prune_by in ("last", "last_but_final", "explicit") and prune < n_base:
+        if prune and prune < n_base and prune_by in ("last", "last_but_final", "explicit"):
             gone = set(choose_pruned(n_base, prune, prune_by, prune_layers or (), None))
-        wrong = [layer for layer in freeze.train_layers if not 0 <= layer < n_base or layer in gone]
+        left = [layer for layer in range(n_base) if layer not in gone]
+        wrong = [layer for layer in freeze.train_layers if layer not in left]
         if wrong:
-            fix = f"freeze.train_layers={[layer for layer in freeze.train_layers if layer not in wrong] or [0]}".replace(" ", "")
+            good = [layer for layer in freeze.train_layers if layer in left] or left[:1] or [0]
             why = f"{wrong} match no layer of the model after pruning (layers 0 to {n_base - 1}" + (f" without {sorted(gone)})" if gone else ")")
-            problems.append(Problem(key="freeze.train_layers", value=freeze.train_layers, why=why, fix=fix))
+            problems.append(
+                Problem(key="freeze.train_layers", value=freeze.train_layers, why=why, fix=f"freeze.train_layers={good}".replace(" ", ""))
+            )
+    return problems
+
+
+def _prune_problems(n_base: int, prune: int | None, prune_by: str | None, prune_layers: Sequence[int] | None) -> list[Problem]:
+    named = sorted(set(prune_layers)) if prune_by == "explicit" and prune_layers is not None else None
+    good = [layer for layer in named or () if 0 <= layer < n_base][: n_base - 1]
+    if named and not good:
+        good = [n_base - 1] if n_base > 1 else []
+    listed = f"prune={len(good)} prune_layers={good}".replace(", ", ",")
+    problems = []
+    if prune is not None and prune >= n_base:
+        why = f"the model has {n_base} layers and at least one must stay"
+        problems.append(Problem(key="prune", value=prune, why=why, fix=listed if named else f"prune={min(2, n_base - 1)}"))
+    wrong = [layer for layer in named or () if not 0 <= layer < n_base]
+    if wrong:
+        why = f"{wrong} out of range: the model has layers 0 to {n_base - 1}"
+        problems.append(Problem(key="prune_layers", value=list(prune_layers or ()), why=why, fix=listed))
     return problems

@@ -55,6 +55,11 @@ class Weights:
         for file in files:
             for name, entry in _read_header(file).items():
                 start, end = entry["data_offsets"]
+                if entry["dtype"] not in _DTYPES:
+                    raise ModelError(
+                        f"{file} stores {name} as {entry['dtype']}; supported are {', '.join(_DTYPES)}. "
+                        "Save the model in bfloat16 and type model.path=DIR"
+                    )
                 self.infos[name] = TensorInfo(file=file, dtype=entry["dtype"], shape=tuple(entry["shape"]), n_bytes=end - start)
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -225,9 +225,6 @@ def deepspeed_settings(config: RunConfig, accumulation: int, trained_parameters:
 
 def _deepspeed() -> Any:
     """DeepSpeed, quiet, and without the shared-memory op that it would compile on a CPU and that only inference uses."""
-    import os
-
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_gpu() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # Inside DeepSpeed's calls of collectives that newer torch renames; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning, module="torch.distributed")
@@ -237,9 +234,3 @@ def _deepspeed() -> Any:
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -83,6 +83,7 @@ def open_ranks() -> Iterator[Ranks]:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # saves DeepSpeed its search, and the user its warning
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -30,11 +30,12 @@ def test_standard_library_is_whole_python_files() -> None:
         ast.parse(one.text)
 
 
+@pytest.mark.slow
 def test_no_heldout_licence_has_a_near_duplicate_in_training(texts: None) -> None:
     """Checked against all pairs, without sketches."""
     text = read("licences")
     assert 0.02 < len(text.heldout) / len(text.train) < 0.15
-    assert not any(one.text.startswith("---") for one in text.train + text.heldout)
+    assert not any(one.text.startswith("---\nkey:") or "\nshort_name: " in one.text for one in text.train + text.heldout)
     holders: dict[int, list[int]] = {}
     train = [shingles(one.text) for one in text.train]
     for number, members in enumerate(train):

@@ -40,11 +40,7 @@ lengths_and_row = st.tuples(st.lists(st.integers(0, 70), max_size=60), st.intege
 def test_every_token_once_no_row_too_long_and_no_avoidable_cut(case: tuple[list[int], int]) -> None:
     lengths, sequence_length = case
     packing = pack(np.array(lengths, dtype=np.int64), sequence_length)
-    seen = [
-        (document, token)
-        for document, start, length in zip(packing.documents, packing.starts, packing.lengths, strict=True)
-        for token in range(start, start + length)
-    ]
+    seen = [(document, start + token) for row in rows_of(packing) for document, start, length in row for token in range(length)]
     assert sorted(seen) == [(document, token) for document, length in enumerate(lengths) for token in range(length)]
     assert all(0 < sum(length for _, _, length in row) <= sequence_length for row in rows_of(packing))
     pieces = np.bincount(packing.documents, minlength=len(lengths)) if len(lengths) else np.zeros(0)

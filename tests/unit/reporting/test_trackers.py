@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_run import sample_config, sample_records
 
@@ -55,10 +56,8 @@ def test_without_truncation_a_torn_line_does_not_swallow_the_next(tmp_path):
 
 
 def test_numbers_json_does_not_know_become_null(tmp_path):
-    import torch
-
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
-    tracker.log({"step": 1, "loss": float("nan"), "lr": torch.tensor(0.5), "mfu": None})
+    tracker.log({"step": 1, "loss": float("nan"), "lr": np.float32(0.5), "mfu": None})
     tracker.finish()
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8")) == {"step": 1, "loss": None, "lr": 0.5, "mfu": None}
 
