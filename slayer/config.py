@@ -175,6 +175,19 @@ class RunConfig(Section):
         return Path(self.runs_dir) / self.run
 
 
+class EvaluationConfig(Section):
+    """One call of evaluate.py."""
+
+    checkpoint: str = Field(description="what is scored: a run folder, a Hugging Face folder, or a name from conf/model")
+    base: str | None = Field(None, description="what it is compared with, likewise; a run knows its own base")
+    suite: Literal["heldout"] = Field("heldout", description="heldout: bits per byte of held-out text")
+    output: str | None = Field(None, description="folder for results.json and report; default: the run folder, or runs/evaluations/NAME")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute precision")
+    micro_batch_rows: int = Field(4, ge=1, description="rows in one forward pass")
+    heldout: HeldoutConfig = Field(default_factory=HeldoutConfig)
+    data: DataConfig | None = Field(None, description="text to score on; default: the run's own")
+
+
 NOT_PART_OF_A_RUN = ("dry_run", "runs_dir", "launcher", "tracker")
 """Keys that may differ between two starts of the same run: they do not change what is computed."""
 

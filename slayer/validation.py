@@ -6,27 +6,21 @@ checked on the sections that are sound.
 
 from __future__ import annotations
 
-import difflib
-from typing import Any, get_args
+import re
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from slayer.config import ExpansionConfig, RunConfig
+from slayer.config import DataConfig, ExpansionConfig, RunConfig
 from slayer.errors import ConfigError, Problem
+from slayer.schema import as_override, choices, closest_key, example_for, field_at, inner_section
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""Names of runs: plain folder names that need no quotes in a shell or in an override."""
 
 
-def schema_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """All dotted keys of the schema, for suggestions."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += schema_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def parse_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+def parse_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Check each section by itself, so that one bad value does not hide another.
 
     Returns the sections and scalars that are valid, by key, and all problems found in the others.
@@ -35,242 +29,210 @@ def parse_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]
         config = RunConfig.model_validate(values)
         return {key: getattr(config, key) for key in RunConfig.model_fields}, []
     except ValidationError as error:
-        problems = [_from_pydantic(entry) for entry in error.errors()]
-        bad = {str(entry["loc"][0]) for entry in error.errors()}
+        entries: list[Any] = error.errors()
+    problems = {problem.key: problem for problem in (_from_pydantic(entry, values) for entry in entries)}
+    bad = {str(entry["loc"][0]) for entry in entries}
     good: dict[str, Any] = {}
     for key, field in RunConfig.model_fields.items():
         if key not in bad:
             default = field.get_default(call_default_factory=True) if not field.is_required() else None
             annotation: Any = field.annotation
             good[key] = TypeAdapter(annotation).validate_python(values[key]) if key in values else default
-    return good, problems
+    return good, list(problems.values())
 
 
-def _unknown(key: str, value: object) -> Problem:
-    close = difflib.get_close_matches(key, schema_keys(), n=1, cutoff=0.5)
-    fix = f"{close[0]}={_as_override(value)}" if close else "leave it out, or see `python train.py --help`"
-    return Problem(key=key, value=value, why="there is no such key" + (f"; did you mean {close[0]}?" if close else ""), fix=fix)
+def unknown_key(key: str, value: object) -> Problem:
+    """There is no such key; the fix is the key that was probably meant."""
+    close = closest_key(key)
+    if close is None or isinstance(value, dict):
+        return Problem(key=key, value=value, why="there is no such key; `python train.py --help` shows all", fix=f"leave out {key}")
+    field = field_at(close)
+    meant = value if field is None or isinstance(value, str) else example_for(field, value)
+    return Problem(key=key, value=value, why=f"there is no such key; did you mean {close}?", fix=as_override(close, meant))
 
 
-def _as_override(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(_as_override(item) for item in value) + "]"
-    return "null" if value is None else "true" if value is True else "false" if value is False else str(value)
+_KINDS = {
+    "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "text",
+    "list_type": "a list like [1,3,5]", "dict_type": "a group of keys", "model_type": "a group of keys", "model_attributes_type": "a group of keys",
+}  # fmt: skip
 
 
-def _from_pydantic(entry: Any) -> Problem:
-    key = ".".join(str(part) for part in entry["loc"])
-    value = entry["input"]
+def _from_pydantic(entry: Any, values: Mapping[str, Any]) -> Problem:
+    key, value, item = _typed_part(entry["loc"], values)
     if entry["type"] == "extra_forbidden":
-        return _unknown(key, value)
-    if entry["type"] == "missing":
-        return Problem(key=key, value=None, why="is required and missing", fix=f"{key}=…")
-    field = _field_at(key)
-    help_line = f" ({field.description})" if field is not None and field.description else ""
-    options = get_args(field.annotation) if field is not None else ()
-    context = entry.get("ctx", {})
-    bound = next((context[name] for name in ("ge", "gt", "le", "lt") if name in context), None)
-    if entry["type"] == "literal_error" and options:
-        close = difflib.get_close_matches(str(value), [str(option) for option in options], n=1, cutoff=0.0)
-        return Problem(key=key, value=value, why=f"must be one of {', '.join(map(str, options))}", fix=f"{key}={close[0] if close else options[0]}")
-    example = _as_override(bound if bound is not None and entry["type"].endswith("equal") else _example(field))
-    return Problem(key=key, value=value, why=f"{entry['msg'][0].lower()}{entry['msg'][1:]}{help_line}", fix=f"{key}={example}")
-
-
-def _field_at(key: str) -> Any:
-    section: type[BaseModel] = RunConfig
-    field = None
-    for part in key.split("."):
-        if part not in section.model_fields:
-            continue
-        field = section.model_fields[part]
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            section = field.annotation
-    return field
-
-
-def _example(field: Any) -> object:
+        return unknown_key(key, value)
+    field = field_at(key)
     if field is None:
-        return "…"
-    if not field.is_required() and field.default is not None:
-        return field.get_default(call_default_factory=True)
-    kinds = {int: 1, float: 0.1, bool: True, str: "NAME"}
-    annotation = str(field.annotation)
-    return next((example for kind, example in kinds.items() if kind.__name__ in annotation), "…")
+        return Problem(key=key, value=value, why=_must_be(entry), fix=f"leave out {key}")
+    inner = inner_section(field)
+    if inner is not None:
+        names = ", ".join(f"{key}.{name}" for name in list(inner[0].model_fields)[:3])
+        why = f"is missing; it holds {names} …" if entry["type"] == "missing" else f"must be a group of keys: {names} …"
+        return Problem(key=key, value=value, why=why, fix=f"leave out {'~' if entry['type'] == 'missing' else ''}{key}")
+    why = "is required and missing" if entry["type"] == "missing" else _must_be(entry, choices(field), item)
+    explained = f"{why} ({field.description})" if field.description and not choices(field) else why
+    return Problem(key=key, value=value, why=explained, fix=as_override(key, example_for(field, value)))
 
 
-def check_combinations(good: dict[str, Any]) -> list[Problem]:
+def _typed_part(loc: tuple[int | str, ...], values: Any) -> tuple[str, object, int | None]:
+    """(key, value, place) of what a person typed: for an item of a list the list's key and value, and which item it is."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(values, list):
+            return ".".join(parts), values, int(part)
+        parts.append(str(part))
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return ".".join(parts), values, None
+
+
+def _must_be(entry: Any, options: tuple[str, ...] = (), item: int | None = None) -> str:
+    if options:
+        return f"must be one of {', '.join(options)}"
+    said = entry["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    prefix = "must be " if item is None else f"item {item + 1} must be "
+    return f"{prefix}{_KINDS.get(entry['type'], said)}"
+
+
+def check_combinations(good: Mapping[str, Any]) -> list[Problem]:
     """Problems that only several keys together make and that need neither the model nor the text."""
+    checks = (_check_run, _check_expansion, _check_prune, _check_freeze, _check_batch, _check_data, _check_model)
+    return [problem for check in checks for problem in check(good)]
+
+
+def _check_run(good: Mapping[str, Any]) -> list[Problem]:
+    run = good.get("run")
+    if run is None or RUN_NAME.fullmatch(run):
+        return []
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", run).lstrip("._-") or "NAME"
+    why = "is not a plain name: letters, digits, . _ and -, not beginning with . or - (folders go into runs_dir)"
+    return [Problem(key="run", value=run, why=why, fix=f"run={plain}")]
+
+
+def _check_expansion(good: Mapping[str, Any]) -> list[Problem]:
+    expansion: ExpansionConfig | None = good.get("expansion")
+    if expansion is None:
+        return []
     problems: list[Problem] = []
-    expansion, prune, prune_by = good.get("expansion"), good.get("prune"), good.get("prune_by")
-    if expansion is not None:
-        problems += _check_expansion(expansion)
+    strategy, after, every, count = expansion.strategy, expansion.after, expansion.every, expansion.count
+    if strategy == "explicit" and not after:
+        why = "expansion=explicit needs the layers to insert after"
+        problems.append(Problem(key="expansion.after", value=after, why=why, fix="expansion.after=[1]"))
+    if strategy != "explicit" and after:
+        why = f"is only read with expansion=explicit, not {strategy}"
+        problems.append(Problem(key="expansion.after", value=after, why=why, fix="expansion=explicit, or leave out expansion.after"))
+    if every is not None and strategy not in ("shallow_half", "deep_half", "even"):
+        problems.append(Problem(key="expansion.every", value=every, why=f"expansion={strategy} has no stride", fix="leave out expansion.every"))
+    if count is not None and strategy in ("none", "explicit"):
+        why = f"expansion={strategy} does not take a count"
+        problems.append(Problem(key="expansion.count", value=count, why=why, fix="leave out expansion.count"))
+    if strategy == "even" and every is not None and count is not None:
+        why = f"expansion=even takes a count or every={every}, not both"
+        problems.append(Problem(key="expansion.count", value=count, why=why, fix="expansion.every=null, or expansion.count=null"))
+    return problems
+
+
+def _check_prune(good: Mapping[str, Any]) -> list[Problem]:
+    problems: list[Problem] = []
+    prune, prune_by, layers = good.get("prune"), good.get("prune_by"), good.get("prune_layers")
     if good.get("tail") == "average" and prune == 0:
-        problems.append(
-            Problem(
-                key="tail",
-                value="average",
-                why="prune=0 removes nothing that could be averaged into the last block",
-                fix="prune=2 tail=average, or tail=auto",
-            )
-        )
-    layers = good.get("prune_layers")
-    if prune_by == "explicit" and layers is not None and prune is not None and len(set(layers)) != prune:
-        problems.append(
-            Problem(key="prune_layers", value=layers, why=f"names {len(set(layers))} layers but prune={prune}", fix=f"prune={len(set(layers))}")
-        )
-    if prune_by not in (None, "explicit") and layers:
-        problems.append(
-            Problem(
-                key="prune_layers",
-                value=layers,
-                why=f"is only read with prune_by=explicit, not {prune_by}",
-                fix=f"prune_by=explicit prune={len(set(layers))}",
-            )
-        )
-    problems += _check_freeze(good) + _check_batch(good) + _check_data(good) + _check_model(good)
+        why = "prune=0 removes nothing that could be averaged into the last block"
+        problems.append(Problem(key="tail", value="average", why=why, fix="tail=auto, or prune=2"))
+    if layers is None or prune is None or prune_by is None:
+        return problems
+    named = len(set(layers))
+    if prune_by == "explicit" and named != prune:
+        why = f"names {named} {'layer' if named == 1 else 'different layers'} but prune={prune}"
+        fix = f"prune={named}" if named else as_override("prune_layers", list(range(1, prune + 1)))
+        problems.append(Problem(key="prune_layers", value=layers, why=why, fix=fix))
+    if prune_by != "explicit" and layers:
+        why = f"is only read with prune_by=explicit, not {prune_by}"
+        problems.append(Problem(key="prune_layers", value=layers, why=why, fix=f"prune_by=explicit prune={named}, or leave out prune_layers"))
     return problems
 
 
-def _check_expansion(expansion: ExpansionConfig) -> list[Problem]:
-    problems: list[Problem] = []
-    strategy = expansion.strategy
-    if strategy == "explicit" and not expansion.after:
-        problems.append(
-            Problem(
-                key="expansion.after",
-                value=expansion.after,
-                why="expansion=explicit needs the layers to insert after",
-                fix="expansion.after=[1,3,5]",
-            )
-        )
-    if strategy != "explicit" and expansion.after:
-        problems.append(
-            Problem(
-                key="expansion.after",
-                value=expansion.after,
-                why=f"is only read with expansion=explicit, not {strategy}",
-                fix="expansion=explicit",
-            )
-        )
-    if expansion.every is not None and strategy not in ("shallow_half", "deep_half", "even"):
-        problems.append(Problem(key="expansion.every", value=expansion.every, why=f"expansion={strategy} has no stride", fix="expansion.every=null"))
-    if expansion.count is not None and strategy in ("none", "explicit"):
-        problems.append(
-            Problem(key="expansion.count", value=expansion.count, why=f"expansion={strategy} does not take a count", fix="expansion.count=null")
-        )
-    if strategy == "even" and expansion.every is not None and expansion.count is not None:
-        problems.append(
-            Problem(
-                key="expansion.count",
-                value=expansion.count,
-                why=f"expansion=even takes a count or every={expansion.every}, not both",
-                fix="expansion.every=null",
-            )
-        )
-    return problems
-
-
-def _check_freeze(good: dict[str, Any]) -> list[Problem]:
+def _check_freeze(good: Mapping[str, Any]) -> list[Problem]:
     freeze, expansion = good.get("freeze"), good.get("expansion")
     if freeze is None:
         return []
-    if freeze.schedule == "existing_layers" and not freeze.train_layers:
-        return [
-            Problem(
-                key="freeze.train_layers",
-                value=[],
-                why="freeze=existing_layers trains the layers listed here, and none is",
-                fix="freeze.train_layers=[1,3,5]",
-            )
-        ]
-    if freeze.schedule != "existing_layers" and freeze.train_layers:
-        return [
-            Problem(
-                key="freeze.train_layers",
-                value=freeze.train_layers,
-                why=f"is only read with freeze=existing_layers, not {freeze.schedule}",
-                fix="freeze=existing_layers",
-            )
-        ]
-    tail_trains = good.get("tail") in ("average", "train") or (
-        good.get("tail") == "auto" and good.get("prune_by") == "last" and good.get("prune", 0) > 0
-    )
+    listed = freeze.train_layers
+    if freeze.schedule == "existing_layers" and not listed:
+        why = "freeze=existing_layers trains the layers listed here, and none is"
+        return [Problem(key="freeze.train_layers", value=listed, why=why, fix="freeze.train_layers=[0,1]")]
+    if freeze.schedule != "existing_layers" and listed:
+        why = f"is only read with freeze=existing_layers, not {freeze.schedule}"
+        return [Problem(key="freeze.train_layers", value=listed, why=why, fix="freeze=existing_layers, or leave out freeze.train_layers")]
+    removes_last = good.get("prune_by") == "last" and good.get("prune", 0) > 0
+    tail_trains = good.get("tail") in ("average", "train") or (good.get("tail") == "auto" and removes_last)
     if freeze.schedule == "originals" and expansion is not None and expansion.strategy == "none" and not tail_trains:
-        return [
-            Problem(
-                key="freeze",
-                value="originals",
-                why="nothing would train: there is no new block and the tail is frozen",
-                fix="expansion=shallow_half, or freeze=none",
-            )
-        ]
+        why = "nothing would train: there is no new block and the tail is frozen"
+        return [Problem(key="freeze", value="originals", why=why, fix="expansion=shallow_half, or freeze=none, or tail=train")]
     return []
 
 
-def _check_batch(good: dict[str, Any]) -> list[Problem]:
+def _check_batch(good: Mapping[str, Any]) -> list[Problem]:
     engine, train, launcher = good.get("engine"), good.get("train"), good.get("launcher")
     if engine is None or train is None or launcher is None:
         return []
-    rows = engine.micro_batch_rows * launcher.processes
-    if train.batch_rows % rows:
-        return [
-            Problem(
-                key="engine.micro_batch_rows",
-                value=engine.micro_batch_rows,
-                why=f"{engine.micro_batch_rows} rows × {launcher.processes} processes = {rows} does not divide train.batch_rows={train.batch_rows}",
-                fix=f"train.batch_rows={-(-train.batch_rows // rows) * rows}",
-            )
-        ]
-    if engine.accumulation is not None and engine.accumulation * rows != train.batch_rows:
-        return [
-            Problem(
-                key="engine.accumulation",
-                value=engine.accumulation,
-                why=f"{engine.accumulation} × {rows} rows is not train.batch_rows={train.batch_rows}",
-                fix=f"engine.accumulation={train.batch_rows // rows}",
-            )
-        ]
+    batch_rows, micro, processes = train.batch_rows, engine.micro_batch_rows, launcher.processes
+    rows = micro * processes
+    if batch_rows % rows:
+        fitting = [fewer for fewer in range(micro, 0, -1) if batch_rows % (fewer * processes) == 0]
+        larger = f"train.batch_rows={-(-batch_rows // rows) * rows}"
+        fix = f"engine.micro_batch_rows={fitting[0]}, or {larger}" if fitting else larger
+        why = f"{micro} rows × {processes} {'process' if processes == 1 else 'processes'} = {rows} does not divide train.batch_rows={batch_rows}"
+        return [Problem(key="engine.micro_batch_rows", value=micro, why=why, fix=fix)]
+    if engine.accumulation is not None and engine.accumulation * rows != batch_rows:
+        why = f"{engine.accumulation} × {rows} rows is not train.batch_rows={batch_rows}"
+        fix = f"engine.accumulation={batch_rows // rows}, or train.batch_rows={engine.accumulation * rows}"
+        return [Problem(key="engine.accumulation", value=engine.accumulation, why=why, fix=fix)]
     return []
 
 
-def _check_data(good: dict[str, Any]) -> list[Problem]:
-    data = good.get("data")
+def _check_data(good: Mapping[str, Any]) -> list[Problem]:
+    data: DataConfig | None = good.get("data")
     if data is None:
         return []
     problems: list[Problem] = []
     for name, source in data.sources.items():
-        if (source.builtin is None) == (source.path is None):
-            seen = "both" if source.builtin else "neither"
-            problems.append(
-                Problem(
-                    key=f"data.sources.{name}",
-                    value=seen,
-                    why="needs exactly one of path and builtin",
-                    fix="data=local data.path=TEXT" if name == "domain" else f"data.sources.{name}.path=TEXT",
-                )
-            )
+        key = f"data.sources.{name}"
+        if source.builtin is not None and source.path is not None:
+            why = "names a built-in text and a path, and can be only one of them"
+            problems.append(Problem(key=key, value=f"{source.builtin}, {source.path}", why=why, fix=f"{key}.builtin=null, or {key}.path=null"))
+        elif source.builtin is None and source.path is None:
+            local = data.name == "local" and name == "domain"
+            why = "is missing: data=local needs your text" if local else "names no text: a path or a built-in one"
+            problems.append(Problem(key="data.path" if local else key, value=None, why=why, fix=f"{'data' if local else key}.path=TEXT"))
+    if data.path is not None and data.path not in {source.path for source in data.sources.values()}:
+        why = f"is only read with data=local, not {data.name}"
+        problems.append(Problem(key="data.path", value=data.path, why=why, fix="data=local, or leave out data.path"))
     roles = {source.role for source in data.sources.values()}
     if "domain" not in roles:
-        problems.append(Problem(key="data.sources", value=sorted(data.sources), why="no source has role=domain", fix="data.sources.NAME.role=domain"))
+        first = next(iter(data.sources), None)
+        fix = f"data.sources.{first}.role=domain" if first else "leave out data.sources"
+        problems.append(
+            Problem(key="data.sources", value=sorted(data.sources), why="no source has role=domain, so there is nothing to learn", fix=fix)
+        )
     if data.replay > 0 and "replay" not in roles:
         problems.append(Problem(key="data.replay", value=data.replay, why="no source has role=replay", fix="data.replay=0"))
+    if good.get("objective") == "replay_bits_per_byte" and "replay" not in roles:
+        why = "no source has role=replay that it could be measured on"
+        problems.append(Problem(key="objective", value="replay_bits_per_byte", why=why, fix="objective=domain_bits_per_byte"))
     return problems
 
 
-def _check_model(good: dict[str, Any]) -> list[Problem]:
+def _check_model(good: Mapping[str, Any]) -> list[Problem]:
     model = good.get("model")
     if model is None:
         return []
     if not (model.path or model.hub or model.asset or model.random):
-        return [Problem(key="model.path", value=None, why="no model is named", fix="model=local model.path=DIR")]
-    if model.random is not None and model.random.hidden_size % model.random.heads:
+        key = "model.path" if model.name == "local" else "model"
+        return [Problem(key=key, value=model.path, why="no model is named", fix="model=local model.path=DIR")]
+    shape = model.random
+    if shape is not None and shape.hidden_size % (2 * shape.heads):
+        why = f"model.random.hidden_size={shape.hidden_size} cannot be cut into {shape.heads} heads of an even size"
         return [
             Problem(
-                key="model.random.heads",
-                value=model.random.heads,
-                why=f"does not divide model.random.hidden_size={model.random.hidden_size}",
-                fix="model.random.heads=4",
+                key="model.random.heads", value=shape.heads, why=why, fix=f"model.random.hidden_size={2 * shape.heads * max(4, 32 // shape.heads)}"
             )
         ]
     return []

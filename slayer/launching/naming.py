@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
+
+from slayer.schema import schema_keys
 
 LONGEST = 80
 SILENT = ("run", "runs_dir", "dry_run", "launcher", "tracker", "objective")
@@ -20,14 +24,32 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def run_name(overrides: Sequence[str], groups: Sequence[str]) -> str:
-    """`expansion=even prune=2` → `even-prune_2`; `default` without overrides; long names are cut and end in a hash."""
+    """`expansion=even prune=2` → `even-prune_2`; `default` without overrides.
+
+    Names need no quotes in a shell or in an override (letters, digits, . _ - only). What was typed in another order gives the same
+    name, what was typed twice counts as it was typed last. Long names, and names of texts that had to lose letters, end in a hash.
+    """
+    last = dict(split_override(override) for override in overrides)
+    told = {key: value for key, value in last.items() if key.partition(".")[0] not in SILENT and not re.match(r"hydra\b", key)}
     parts = []
-    for key, value in sorted(split_override(override) for override in overrides):
-        if key.split(".")[0] in SILENT or key.startswith("hydra"):
-            continue
-        short = value if key in groups and value not in AMBIGUOUS else f"{key.rpartition('.')[2]}_{value}"
-        parts.append(re.sub(r"[^A-Za-z0-9._]+", "_", short).strip("_"))
-    whole = "-".join(parts) or "default"
-    if len(whole) <= LONGEST:
+    for key in sorted(told):
+        value = told[key].strip("'\"")
+        named = value if key in groups and value not in AMBIGUOUS else f"{_short(key)}_{value}"
+        parts.append(re.sub(r"[^A-Za-z0-9._-]+", "_", named).strip("_.-"))
+    whole = "-".join(filter(None, parts)) or "default"
+    faithful = not any(re.search(r"[^A-Za-z0-9._,/\[\]'\"-]", f"{key}{value}") for key, value in told.items())
+    if len(whole) <= LONGEST and faithful and len(parts) == whole.count("-") + 1 - sum(part.count("-") for part in parts):
         return whole
-    return f"{whole[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256("\n".join(f"{key}={told[key]}" for key in sorted(told)).encode()).hexdigest()[:8]
+    return f"{whole[: LONGEST - 9].rstrip('_.-')}-{digest}"
+
+
+def _short(key: str) -> str:
+    """The last word of a key where it says everything, else the last two: prune, learning_rate, random_seed."""
+    words = key.split(".")
+    return words[-1] if _leaves()[words[-1]] == 1 and "sources" not in words[:-1] else "_".join(words[-2:])
+
+
+@cache
+def _leaves() -> Counter[str]:
+    return Counter(key.rpartition(".")[2] for key in schema_keys() if "." not in key or key.partition(".")[0] not in SILENT)

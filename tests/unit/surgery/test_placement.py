@@ -131,7 +131,9 @@ def test_explicit_layers_are_ordered_may_repeat_and_may_stand_before_the_first()
     count=st.none() | st.integers(1, 90),
     after=st.lists(st.integers(-4, 90), min_size=1, max_size=6),
 )
-def test_what_is_impossible_is_refused_and_its_fix_is_possible(strategy: str, n_base: int, every: int | None, count: int | None, after: list[int]) -> None:
+def test_what_is_impossible_is_refused_and_its_fix_is_possible(
+    strategy: str, n_base: int, every: int | None, count: int | None, after: list[int]
+) -> None:
     keys: dict[str, object] = {"after": after} if strategy == "explicit" else {"count": count} if strategy != "none" else {}
     if strategy in ("shallow_half", "deep_half") or (strategy == "even" and count is None):
         keys["every"] = every

@@ -40,9 +40,7 @@ def plans(draw: st.DrawFn) -> LayerPlan:
     n_base = draw(st.integers(2, 40))
     strategy = draw(st.sampled_from(["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit"]))
     after = draw(st.lists(st.integers(-1, n_base - 1), min_size=1, max_size=6)) if strategy == "explicit" else None
-    chosen = expansion(
-        strategy, after=after, init=draw(st.sampled_from(["average", "copy", "slerp", "random"])), zero_outputs=draw(st.booleans())
-    )
+    chosen = expansion(strategy, after=after, init=draw(st.sampled_from(["average", "copy", "slerp", "random"])), zero_outputs=draw(st.booleans()))
     assume(not placement_problems(chosen, n_base))
     prune = draw(st.integers(0, min(4, n_base - 1)))
     prune_by = draw(st.sampled_from(["last", "last_but_final", "explicit", "removal"]))

@@ -1,0 +1,48 @@
+"""python evaluate.py checkpoint=RUN [base=…]: a model beside its base, on held-out text, with intervals. `--help` explains each key."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+from slayer.errors import Problem, SlayerError
+from slayer.launching.compose import CONF, tolerant
+from slayer.launching.evaluation import run_evaluation, validate_evaluation
+from slayer.launching.help import print_evaluation_help
+from slayer.reporting.console import print_error
+
+refused: list[Problem] = []
+exit_codes: list[int] = []
+
+
+@hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
+def run(composed: Any) -> None:
+    """One evaluation."""
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+        run_evaluation(validate_evaluation(values, refused))
+        exit_codes.append(0)
+    except SlayerError as error:
+        print_error(error)
+        exit_codes.append(2)
+
+
+def main() -> int:
+    """Exit code: 0 evaluated, 2 something to mend, 130 interrupted."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print_evaluation_help()
+        return 0
+    sys.argv[1:], refused[:] = tolerant(sys.argv[1:])
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)
+        return 130
+    return max(exit_codes, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

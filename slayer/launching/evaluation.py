@@ -1,0 +1,103 @@
+"""What evaluate.py does: names become folders, two models are scored, and the findings are written and shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slayer.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig, load_config
+from slayer.data.sources import source_problems
+from slayer.errors import ConfigError, ModelError, Problem
+from slayer.evaluation.assess import Settings, assess
+from slayer.launching.compose import CONF, groups
+from slayer.models import resolve_model
+from slayer.reporting.console import open_console, print_finished, print_next, print_results
+from slayer.reporting.progress import progress_bar
+from slayer.reporting.report import write_report
+from slayer.results import Results
+from slayer.validation import parse_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model to score. `run` is the configuration of the run it came from, if it is one."""
+
+    name: str
+    folder: Path
+    run: RunConfig | None = None
+
+
+def validate_evaluation(values: Mapping[str, Any], problems: Sequence[Problem] = ()) -> EvaluationConfig:
+    """The configuration of one call; ConfigError lists every problem."""
+    values = {key: value for key, value in values.items() if not (key == "checkpoint" and value is None)}
+    good, found = parse_config(values, EvaluationConfig)
+    if good.get("data") is not None:
+        found += source_problems(good["data"])
+    if problems or found:
+        raise ConfigError([*problems, *found])
+    return EvaluationConfig.model_validate(good)
+
+
+def find_subject(name: str) -> Subject:
+    """A run folder, a Hugging Face folder, or a name from conf/model; ModelError when it is none of them."""
+    folder = Path(name).expanduser()
+    if (folder / "config.yaml").is_file():
+        run = load_config(folder / "config.yaml")
+        if not (folder / "model" / "config.json").is_file():
+            raise ModelError(f"{folder} has no model yet; finish it with its own command, or type checkpoint=ANOTHER_RUN")
+        return Subject(name=run.run, folder=folder / "model", run=run)
+    if folder.is_dir():
+        return Subject(name=folder.resolve().name, folder=resolve_model(ModelConfig(name=name, path=str(folder))))
+    if name in groups()["model"]:
+        return Subject(name=name, folder=resolve_model(_model_of(name)))
+    raise ModelError(f"{name} is neither a folder nor one of {', '.join(groups()['model'])}; type checkpoint=runs/NAME")
+
+
+def _model_of(name: str) -> ModelConfig:
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    return ModelConfig.model_validate(values.get("model", values))
+
+
+def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
+    """Score, print, write results.json and the report. Returns what was written."""
+    import torch
+
+    subject = find_subject(config.checkpoint)
+    if config.base is not None:
+        base = find_subject(config.base)
+    elif subject.run is not None:
+        base = Subject(name=subject.run.model.name, folder=resolve_model(subject.run.model))
+    else:
+        raise ConfigError([Problem(key="base", value=None, why=f"{config.checkpoint} is not a run, so it has no base of its own", fix="base=smollm2_135m")])
+    data = config.data or _data_of(subject)
+    settings = Settings(
+        data=data, heldout=config.heldout, precision=config.precision, micro_batch_rows=config.micro_batch_rows,
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )  # fmt: skip
+    console = open_console()
+    console.print(f"[bold]{subject.name}[/] beside [bold]{base.name}[/] on the held-out documents of {data.name}", soft_wrap=True)
+    with progress_bar("scoring", console) as on_progress:
+        table = assess(subject.folder, base.folder, settings, on_progress)
+    own_run = subject.run is not None and config.base is None and config.data is None and config.output is None
+    folder = Path(config.checkpoint) if own_run else Path(config.output or f"runs/evaluations/{_plain(subject.name)}-beside-{_plain(base.name)}")
+    results = Results(folder)
+    results.update(run=subject.name, model=base.name, heldout=table)
+    print_results(results.values, console=console)
+    print_finished(write_report(folder), console=console)
+    print_next([(f"python evaluate.py checkpoint={config.checkpoint} heldout.tokens_per_source=50000", "score more documents, for narrower intervals")])
+    return results.values
+
+
+def _data_of(subject: Subject) -> DataConfig:
+    if subject.run is not None:
+        return subject.run.data
+    raise ConfigError([Problem(key="data", value=None, why="the checkpoint is not a run, so it has no text of its own", fix="data=demo")])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
