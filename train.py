@@ -12,16 +12,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from slayer.errors import ConfigError, Problem
-from slayer.launching.compose import CONF, groups, is_override, tolerant, validate
+from slayer.errors import ConfigError, Problem, SlayerError
+from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
+from slayer.launching.compose import validate
 from slayer.launching.help import print_help
-from slayer.launching.local import STOPPED_EXIT_CODE, Launched, launch
+from slayer.launching.local import STOPPED_EXIT_CODE, Launched, as_message, launch
 from slayer.launching.naming import run_name, split_override
-from slayer.launching.sweep import objective_for_sweeper, record_refused, run_point
+from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
 from slayer.reporting.console import print_error
 from slayer.reporting.sweep_page import print_sweep
 
-typed: list[str] = []
 refused: list[Problem] = []
 launches: list[Launched] = []
 sweep_dirs: list[Path] = []
@@ -31,38 +31,36 @@ sweep_dirs: list[Path] = []
 def run(composed: Any) -> float:
     """One run, or one point of a sweep. Returns the objective for a sweeper."""
     hydra_config = HydraConfig.get()
-    overrides = ["=".join(split_override(override)) for override in hydra_config.overrides.task]
-    command = shlex.join(["python", "train.py", *overrides])
-    in_sweep = hydra_config.mode == RunMode.MULTIRUN
-    sweep_dir = Path(hydra_config.sweep.dir)
-    if in_sweep and sweep_dir not in sweep_dirs:
-        sweep_dirs.append(sweep_dir)
+    words: Any = OmegaConf.to_container(hydra_config.overrides.task)
+    overrides = ["=".join(split_override(word)) for word in words]
+    point = None
+    if hydra_config.mode == RunMode.MULTIRUN:
+        point = Point(sweep_dir=Path(hydra_config.sweep.dir), number=hydra_config.job.num, overrides=overrides)
+        sweep_dirs[:] = [point.sweep_dir]
     try:
-        values: Any = OmegaConf.to_container(composed, resolve=True)
-        config = validate(values, overrides, refused)
-    except ConfigError as error:
-        print_error(error)
-        launches.append(Launched(exit_code=2, objective=None, error=str(error)))
-        if in_sweep:
-            record_refused(sweep_dir, hydra_config.job.num, overrides, run_name(overrides, list(groups())), str(error))
-        return objective_for_sweeper(launches[-1])
-    if in_sweep:
-        launches.append(run_point(sweep_dir, hydra_config.job.num, overrides, config, command))
+        config = validate(composed, overrides, refused)
+    except (SlayerError, OSError) as error:
+        launched = refuse(as_message(error), point)
     else:
-        launches.append(launch(config, command, own_process=False))
-    if in_sweep and launches[-1].exit_code == STOPPED_EXIT_CODE:
+        command = shlex.join(["python", "train.py", *overrides])
+        launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
+    launches.append(launched)
+    if point is not None and launched.exit_code == STOPPED_EXIT_CODE:
         raise KeyboardInterrupt
-    return objective_for_sweeper(launches[-1])
+    return objective_for_sweeper(launched)
 
 
 def main() -> int:
     """Exit code: 0 all finished, 2 something to mend, 130 stopped on request and saved."""
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    typed = sys.argv[1:]
+    if {"--help", "-h"} & set(typed):
         print_help()
         return 0
-    arguments, problems = tolerant(sys.argv[1:])
-    typed[:], refused[:] = sys.argv[1:], problems
-    OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in typed if is_override(word)], list(groups())))
+    arguments, refused[:] = tolerant(typed)
+    if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
+        print_error(ConfigError(refused))
+        return 2
+    OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in arguments if is_override(word)], list(groups())))
     sys.argv[1:] = arguments
     try:
         run()

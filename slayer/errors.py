@@ -40,7 +40,11 @@ class EngineError(SlayerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing wrong with a configuration: where, what was seen, why it is wrong, and the override that mends it."""
+    """One thing wrong with a configuration: where, what was seen, why it is wrong, and the overrides that mend it.
+
+    `fix` is what to type: words of a command line; alternatives are joined by ", or ", a remark stands in brackets behind three
+    spaces, and "leave out KEY" means what it says.
+    """
 
     key: str
     value: object
@@ -48,7 +52,10 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.value!r}: {self.why}\n    type: {self.fix}"
+        shown = (
+            {None: "null", True: "true", False: "false"}.get(self.value) if self.value is None or isinstance(self.value, bool) else repr(self.value)
+        )
+        return f"{self.key} = {shown}: {self.why}\n     type: {self.fix}"
 
 
 class ConfigError(SlayerError):

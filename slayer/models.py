@@ -8,9 +8,12 @@ from pathlib import Path
 from slayer.config import ModelConfig
 from slayer.data.assets import asset_model, cache_dir
 from slayer.data.random_model import tiny_model
-from slayer.errors import ModelError, SlayerError
+from slayer.errors import AssetError, ModelError, Problem
 from slayer.surgery.families import read_model_config
-from slayer.surgery.weights import weight_files
+from slayer.surgery.weights import Weights, weight_files
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""A model folder holds one of these."""
 
 
 def resolve_model(model: ModelConfig) -> Path:
@@ -29,18 +32,24 @@ def resolve_model(model: ModelConfig) -> Path:
     else:
         raise ModelError("no model is named; type model=local model.path=DIR")
     read_model_config(folder)
-    weight_files(folder)
+    Weights(folder)  # reads the headers: every file is whole
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the model folder again, with all its files")
     return folder
 
 
-def model_problem(model: ModelConfig) -> SlayerError | None:
-    """Why a model cannot be used, without downloading anything."""
+def model_problem(model: ModelConfig) -> Problem | None:
+    """Why a model cannot be used, without downloading anything: a hub model is judged when it is fetched."""
     if model.path is None and model.hub is not None:
         return None
     try:
         resolve_model(model)
-    except SlayerError as error:
-        return error
+    except AssetError as error:
+        why, _, command = str(error).rpartition("\n    type: ")
+        return Problem(key="model.asset", value=model.asset, why=why or str(error), fix=command if why else "model=local model.path=DIR")
+    except ModelError as error:
+        key, value = ("model.path", model.path) if model.path else ("model", model.name)
+        return Problem(key=key, value=value, why=str(error), fix="model=local model.path=DIR")
     return None
 
 

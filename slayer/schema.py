@@ -34,9 +34,9 @@ def schema_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[
     return keys
 
 
-def field_at(key: str) -> FieldInfo | None:
+def field_at(key: str, schema: type[BaseModel] = RunConfig) -> FieldInfo | None:
     """The field of a dotted key, section or value; None when there is no such key. A named source itself has its container's field."""
-    section: type[BaseModel] | None = RunConfig
+    section: type[BaseModel] | None = schema
     field: FieldInfo | None = None
     parts = iter(key.split("."))
     for part in parts:
@@ -50,16 +50,9 @@ def field_at(key: str) -> FieldInfo | None:
     return field
 
 
-def holds_text(key: str) -> bool:
+def holds_text(field: FieldInfo) -> bool:
     """True for keys whose value is any text: names, folders, files."""
-    field = field_at(key)
-    return field is not None and str in (field.annotation, *get_args(field.annotation)) and get_origin(field.annotation) in (None, Union, UnionType)
-
-
-def is_section(key: str) -> bool:
-    """True for a key that holds further keys."""
-    field = field_at(key)
-    return field is not None and inner_section(field) is not None
+    return str in (field.annotation, *get_args(field.annotation)) and get_origin(field.annotation) in (None, Union, UnionType)
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
@@ -106,10 +99,12 @@ def _meant(value: object, least: float, most: float) -> list[object]:
     return []
 
 
-def closest_key(key: str) -> str | None:
+def closest_key(key: str, schema: type[BaseModel] = RunConfig) -> str | None:
     """The key a person probably meant: same last word elsewhere, its initials (lr), or similar letters."""
-    keys = schema_keys()
+    keys = schema_keys(schema)
     section, _, leaf = key.rpartition(".")
+    if section in keys:  # prune.layers: the key above it holds a value
+        return section
     if key.startswith("data.sources.") and key.count(".") == 3:
         keys = [one.replace("NAME", key.split(".")[2]) for one in keys if "NAME" in one]
         section = key.rpartition(".")[0]

@@ -10,30 +10,30 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from slayer.config import DataConfig, ExpansionConfig, RunConfig
 from slayer.errors import ConfigError, Problem
-from slayer.schema import as_override, choices, closest_key, example_for, field_at, inner_section
+from slayer.schema import accepts, as_override, choices, closest_key, example_for, field_at, inner_section
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Names of runs: plain folder names that need no quotes in a shell or in an override."""
 
 
-def parse_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+def parse_config(values: Mapping[str, Any], schema: type[BaseModel] = RunConfig) -> tuple[dict[str, Any], list[Problem]]:
     """Check each section by itself, so that one bad value does not hide another.
 
     Returns the sections and scalars that are valid, by key, and all problems found in the others.
     """
     try:
-        config = RunConfig.model_validate(values)
-        return {key: getattr(config, key) for key in RunConfig.model_fields}, []
+        config = schema.model_validate(values)
+        return {key: getattr(config, key) for key in schema.model_fields}, []
     except ValidationError as error:
         entries: list[Any] = error.errors()
-    problems = {problem.key: problem for problem in (_from_pydantic(entry, values) for entry in entries)}
+    problems = {problem.key: problem for problem in (_from_pydantic(entry, values, schema) for entry in entries)}
     bad = {str(entry["loc"][0]) for entry in entries}
     good: dict[str, Any] = {}
-    for key, field in RunConfig.model_fields.items():
+    for key, field in schema.model_fields.items():
         if key not in bad:
             default = field.get_default(call_default_factory=True) if not field.is_required() else None
             annotation: Any = field.annotation
@@ -41,14 +41,20 @@ def parse_config(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Proble
     return good, list(problems.values())
 
 
-def unknown_key(key: str, value: object) -> Problem:
+def unknown_key(key: str, value: object, schema: type[BaseModel] = RunConfig) -> Problem:
     """There is no such key; the fix is the key that was probably meant."""
-    close = closest_key(key)
+    close = closest_key(key, schema)
     if close is None or isinstance(value, dict):
-        return Problem(key=key, value=value, why="there is no such key; `python train.py --help` shows all", fix=f"leave out {key}")
-    field = field_at(close)
-    meant = value if field is None or isinstance(value, str) else example_for(field, value)
+        return Problem(key=key, value=value, why="there is no such key; --help shows all", fix=f"leave out {key}")
+    field = field_at(close, schema)
+    meant = value if field is None or accepts(field, value) else example_for(field, value)
     return Problem(key=key, value=value, why=f"there is no such key; did you mean {close}?", fix=as_override(close, meant))
+
+
+def not_a_group(key: str, value: object, section: type[BaseModel]) -> Problem:
+    """A single value, or nothing, where a group of keys belongs."""
+    names = ", ".join(f"{key}.{name}" for name in list(section.model_fields)[:3])
+    return Problem(key=key, value=value, why=f"must be a group of keys: {names} …", fix=f"leave out {key}")
 
 
 _KINDS = {
@@ -57,18 +63,16 @@ _KINDS = {
 }  # fmt: skip
 
 
-def _from_pydantic(entry: Any, values: Mapping[str, Any]) -> Problem:
+def _from_pydantic(entry: Any, values: Mapping[str, Any], schema: type[BaseModel]) -> Problem:
     key, value, item = _typed_part(entry["loc"], values)
     if entry["type"] == "extra_forbidden":
-        return unknown_key(key, value)
-    field = field_at(key)
+        return unknown_key(key, value, schema)
+    field = field_at(key, schema)
     if field is None:
         return Problem(key=key, value=value, why=_must_be(entry), fix=f"leave out {key}")
     inner = inner_section(field)
     if inner is not None:
-        names = ", ".join(f"{key}.{name}" for name in list(inner[0].model_fields)[:3])
-        why = f"is missing; it holds {names} …" if entry["type"] == "missing" else f"must be a group of keys: {names} …"
-        return Problem(key=key, value=value, why=why, fix=f"leave out {'~' if entry['type'] == 'missing' else ''}{key}")
+        return not_a_group(key, value, inner[0])
     why = "is required and missing" if entry["type"] == "missing" else _must_be(entry, choices(field), item)
     explained = f"{why} ({field.description})" if field.description and not choices(field) else why
     return Problem(key=key, value=value, why=explained, fix=as_override(key, example_for(field, value)))

@@ -54,7 +54,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     made: dict[Any, Path] = {}
 
     def make(family: str = "llama", *, dtype: str = "float32", sharded: bool = False, layers: int = 8, seed: int = 0, **config: Any) -> Path:
-        key = (family, dtype, sharded, layers, seed, *sorted(config.items()))
+        key = (family, dtype, sharded, layers, seed, repr(sorted(config.items())))
         if key not in made:
             model = random_model(family, dtype, layers, seed, config)
             made[key] = tmp_path_factory.mktemp(family)

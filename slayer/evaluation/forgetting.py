@@ -33,7 +33,7 @@ def compare(sets: Mapping[str, HeldoutSet], roles: Mapping[str, str], base: Nats
             "result_interval": [after.low, after.high],
             "change_percent": change.value,
             "change_interval_percent": [change.low, change.high],
-            "verdict": verdict(change),
+            "verdict": verdict(change) if heldout.n_documents > 1 else "no change detected",  # one document has no interval
         }
     return table
 

@@ -51,9 +51,7 @@ def change_percent(before: NDArray[np.float64], after: NDArray[np.float64], seed
 
 
 def verdict(change: Estimate) -> str:
-    """learnt, forgotten, or no change detected when the interval holds zero or, with a single document, is only a point."""
-    if change.low == change.high:
-        return "no change detected"
+    """learnt, forgotten, or no change detected when the interval holds zero."""
     if change.high < 0:
         return "learnt"
     return "forgotten" if change.low > 0 else "no change detected"

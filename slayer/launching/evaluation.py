@@ -12,7 +12,7 @@ from slayer.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig, 
 from slayer.data.sources import source_problems
 from slayer.errors import ConfigError, ModelError, Problem
 from slayer.evaluation.assess import Settings, assess
-from slayer.launching.compose import CONF, groups
+from slayer.launching.commandline import CONF, groups
 from slayer.models import resolve_model
 from slayer.reporting.console import open_console, print_finished, print_next, print_results
 from slayer.reporting.progress import progress_bar
@@ -73,7 +73,9 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     elif subject.run is not None:
         base = Subject(name=subject.run.model.name, folder=resolve_model(subject.run.model))
     else:
-        raise ConfigError([Problem(key="base", value=None, why=f"{config.checkpoint} is not a run, so it has no base of its own", fix="base=smollm2_135m")])
+        raise ConfigError(
+            [Problem(key="base", value=None, why=f"{config.checkpoint} is not a run, so it has no base of its own", fix="base=smollm2_135m")]
+        )
     data = config.data or _data_of(subject)
     settings = Settings(
         data=data, heldout=config.heldout, precision=config.precision, micro_batch_rows=config.micro_batch_rows,
@@ -89,7 +91,9 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     results.update(run=subject.name, model=base.name, heldout=table)
     print_results(results.values, console=console)
     print_finished(write_report(folder), console=console)
-    print_next([(f"python evaluate.py checkpoint={config.checkpoint} heldout.tokens_per_source=50000", "score more documents, for narrower intervals")])
+    print_next(
+        [(f"python evaluate.py checkpoint={config.checkpoint} heldout.tokens_per_source=50000", "score more documents, for narrower intervals")]
+    )
     return results.values
 
 

@@ -1,24 +1,106 @@
-"""`train.py --help`, and docs/configuration.md: both are made from the schema and the files of conf/."""
+"""`train.py --help`, `evaluate.py --help` and docs/configuration.md: all made from the schema and the files of conf/."""
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
-from slayer.config import RunConfig
-from slayer.launching.compose import CONF, groups
+from slayer.config import EvaluationConfig, RunConfig
+from slayer.launching.commandline import CONF, groups
+from slayer.schema import choices, field_at, schema_keys, value_text
 
-EXAMPLES = (
-    ("python train.py expansion=shallow_half prune=2", "the demo: French through seven new shallow blocks, two layers pruned"),
-    ("python train.py expansion=even prune=2 dry_run=true", "only show the plan"),
-    ("python train.py model=local model.path=DIR data=local data.path=TEXT", "your model, your text"),
-    ("python train.py -m expansion=shallow_half,even,deep_half prune=0,2", "a sweep: one run per combination, one page"),
-    ("python train.py engine=zero3 launcher.processes=2", "two ranks on this machine"),
-    ("python train.py run=NAME …", "name the run folder yourself; the same command goes on where it stopped"),
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEFT, WIDEST = 32, 110
+"""Columns of what is typed, and of the whole page at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A help page. `sections` give the top-level keys and groups under each heading, in the order of the page."""
+
+    command: str
+    purpose: str
+    config: str
+    schema: type[BaseModel]
+    examples: Sequence[tuple[str, str]]
+    sections: Sequence[tuple[str, Sequence[str]]]
+
+
+TRAIN = Page(
+    command="train.py",
+    purpose="teaches a language model a new domain through new blocks, and measures what it learnt and what it forgot.",
+    config="config",
+    schema=RunConfig,
+    examples=(
+        ("expansion=shallow_half prune=2", "the demo: French through new shallow blocks, two layers pruned"),
+        ("expansion=even prune=2 dry_run=true", "only show the plan"),
+        ("model=local model.path=DIR data=local data.path=TEXT", "your model, your text"),
+        ("-m expansion=shallow_half,even,deep_half prune=0,2", "a sweep: one run per combination, one page that compares them"),
+        ("engine=zero3 launcher.processes=2 engine.micro_batch_rows=2", "two ranks on this machine"),
+        ("--cfg job expansion=even", "show the configuration and stop"),
+    ),
+    sections=(
+        ("The model to start from", ("model",)),
+        ("What is changed in it", ("expansion", "prune", "prune_by", "prune_layers", "tail")),
+        ("What trains", ("freeze",)),
+        ("The text", ("data",)),
+        ("Training", ("train",)),
+        ("The engine and its processes", ("engine", "launcher")),
+        ("What is measured and where it is shown", ("heldout", "objective", "tracker")),
+        ("The run as a whole", ("run", "runs_dir", "dry_run", "seed", "experiment")),
+    ),
 )
+
+EVALUATE = Page(
+    command="evaluate.py",
+    purpose="scores a model beside its base on held-out text, with intervals.",
+    config="evaluate",
+    schema=EvaluationConfig,
+    examples=(
+        ("checkpoint=runs/NAME", "the result of a run beside its base, on the run's own held-out text"),
+        ("checkpoint=DIR base=smollm2_135m data=demo", "any two models on any text"),
+    ),
+    sections=(
+        ("The models", ("checkpoint", "base")),
+        ("What is measured", ("suite", "heldout", "precision", "micro_batch_rows", "output")),
+        ("The text", ("data",)),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """One key: what stands behind = when nobody types it (None: nothing does), the words it may hold, and its line of help."""
+
+    name: str
+    default: str | None
+    words: tuple[str, ...]
+    purpose: str
+
+    @property
+    def explained(self) -> str:
+        """The line of help, with the words a person may type where it does not name them itself."""
+        told = set(re.findall(r"\w+", self.purpose)) >= set(self.words)
+        return self.purpose if told else f"{self.purpose}: {', '.join(self.words)}"
+
+
+def keys_of(top: str, schema: type[BaseModel] = RunConfig) -> list[Key]:
+    """All keys at and below a top-level key."""
+    found = []
+    for name in schema_keys(schema):
+        field = field_at(name, schema)
+        if field is not None and name.partition(".")[0] == top:
+            default = None if field.is_required() else value_text(field.get_default(call_default_factory=True))
+            found.append(Key(name=name, default=default, words=choices(field), purpose=field.description or ""))
+    return found
 
 
 def first_comment(path: Path) -> str:
@@ -27,58 +109,101 @@ def first_comment(path: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def key_rows(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(key, default or choices, help) of every key of the schema."""
-    rows: list[tuple[str, str, str]] = []
-    for name, field in section.model_fields.items():
-        inner: Any = field.annotation
-        nested = next((kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if nested is not None:
-            key = f"{prefix}{name}.NAME." if "dict" in str(inner) else f"{prefix}{name}."
-            rows += key_rows(nested, key)
-            continue
-        choices = [str(choice) for choice in get_args(inner) if isinstance(choice, str)]
-        default = field.get_default(call_default_factory=True)
-        value = "" if default is PydanticUndefined else "null" if default is None else str(default)
-        rows.append((prefix + name, " | ".join(choices) or value, field.description or ""))
-    return rows
+def default_choices(config: str = "config") -> dict[str, str]:
+    """The file of each group that is taken when nobody chooses, from the defaults list."""
+    from omegaconf import OmegaConf
+
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml"))
+    entries = [entry for entry in loaded["defaults"] if isinstance(entry, dict)]
+    return {group: str(choice or "") for entry in entries for group, choice in entry.items() if "/" not in group}
 
 
-def print_help() -> None:
-    """Print the help page."""
-    from rich.table import Table
+def options_of(group: str, defaults: Mapping[str, str]) -> list[str]:
+    """The choices of a group, the default first; empty for a key that is no group."""
+    return sorted(groups().get(group, []), key=lambda option: option != defaults.get(group))
+
+
+def set_by_choice(key: Key) -> bool:
+    """True for keys that the file of a group sets and nobody types: expansion.strategy, model.name."""
+    group, _, rest = key.name.partition(".")
+    return group in groups() and "." not in rest and (key.default is None or rest == "name")
+
+
+def print_help(page: Page = TRAIN) -> None:
+    """Print a help page, as wide as the terminal."""
+    from rich.markup import escape
 
     from slayer.reporting.console import open_console
 
     console = open_console()
-    console.print("[bold]slayer[/] teaches a language model a new domain through new blocks, and measures what it forgot.\n")
-    console.print("[bold]Usage[/]  python train.py \\[-m] \\[KEY=VALUE …]\n")
-    for command, purpose in EXAMPLES:
-        console.print(f"  [cyan]{command}[/]\n      {purpose}", highlight=False, soft_wrap=True)
-    console.print("\n[bold]Choices[/]  (GROUP=CHOICE; files of conf/)")
-    for group, options in groups().items():
-        table = Table.grid(padding=(0, 2))
-        for option in options:
-            table.add_row(f"  {group}={option}", first_comment(CONF / group / f"{option}.yaml"))
-        console.print(table)
-    console.print("\n[bold]Keys[/]  (KEY=VALUE; choices or default in the middle)")
-    table = Table.grid(padding=(0, 2))
-    for key, value, purpose in key_rows():
-        table.add_row(f"  {key}", value, purpose)
-    console.print(table)
+    console.width = min(console.width, WIDEST)
+    console.print(f"[bold]{page.command}[/] {page.purpose}\n")
+    console.print(f"[bold]Usage[/]  python {page.command} {escape('[-m] ' if page is TRAIN else '')}GROUP=CHOICE … KEY=VALUE …\n")
+    for words, purpose in page.examples:
+        console.print(f"  [cyan]python {page.command} {escape(words)}[/]\n      {purpose}", highlight=False, soft_wrap=True)
+    resumes = " The same command started again goes on where it stopped." if page is TRAIN else ""
+    console.print(f"\nBehind = stand the defaults; * marks the choice that is taken when you make none.{resumes}")
+    for title, tops in page.sections:
+        console.print(f"\n[bold]{title}[/]")
+        for left, right in section_rows(tops, page):
+            _print_row(console, left, right)
+
+
+def section_rows(tops: Sequence[str], page: Page = TRAIN) -> Iterator[tuple[str, str]]:
+    """(what is typed, what it does) of every choice and key under these top-level keys."""
+    defaults = default_choices(page.config)
+    for top in tops:
+        for option in options_of(top, defaults):
+            yield f"{top}={option}{' *' if defaults.get(top) == option else ''}", first_comment(CONF / top / f"{option}.yaml")
+        for key in keys_of(top, page.schema):
+            if not set_by_choice(key):
+                yield key.name + ("" if key.default is None else f"={key.default}"), key.explained
+
+
+def _print_row(console: Console, left: str, right: str) -> None:
+    lines = textwrap.wrap(right, console.width - LEFT - 3) or [""]
+    if len(left) > LEFT:
+        console.print(f"  [cyan]{left}[/]", highlight=False, soft_wrap=True, markup=True)
+    else:
+        console.print(f"  [cyan]{left}[/]{' ' * (LEFT - len(left))} {lines.pop(0)}", highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(f"{' ' * (LEFT + 3)}{line}", highlight=False, soft_wrap=True)
+
+
+def print_evaluation_help() -> None:
+    """Print the help page of evaluate.py."""
+    print_help(EVALUATE)
 
 
 def configuration_reference() -> str:
     """docs/configuration.md."""
-    lines = ["# Configuration", "", "Made by `python -m slayer.launching.help > docs/configuration.md`; a test keeps it true.", "", "## Choices", ""]
-    for group, options in groups().items():
-        lines += [f"### `{group}=`", "", "| choice | what |", "| --- | --- |"]
-        lines += [f"| `{option}` | {first_comment(CONF / group / f'{option}.yaml')} |" for option in options] + [""]
-    lines += ["## Keys", "", "| key | choices or default | what |", "| --- | --- | --- |"]
-    for key, value, purpose in key_rows():
-        shown = value.replace(" | ", ", ")
-        lines.append(f"| `{key}` | {shown} | {purpose} |")
+    lines = ["# Configuration", "", "Made by `python -m slayer.launching.help > docs/configuration.md`; a test keeps it true."]
+    for page in (TRAIN, EVALUATE):
+        lines += ["", f"## {page.command}", "", f"`python {page.command} GROUP=CHOICE … KEY=VALUE …` {page.purpose}", ""]
+        lines += [f"- `python {page.command} {words}`: {purpose}" for words, purpose in page.examples]
+        for title, tops in page.sections:
+            lines += ["", f"### {title}", *_reference_tables(tops, page)]
     return "\n".join(lines) + "\n"
+
+
+def _reference_tables(tops: Sequence[str], page: Page) -> list[str]:
+    defaults, lines = default_choices(page.config), []
+    for top in tops:
+        options = options_of(top, defaults)
+        if options:
+            lines += ["", f"| `{top}=` | what |", "| --- | --- |"]
+            lines += [f"| `{option}`{' (default)' if defaults.get(top) == option else ''} | {_comment(top, option)} |" for option in options]
+    keys = [key for top in tops for key in keys_of(top, page.schema)]
+    if keys:
+        lines += ["", "| key | default | what |", "| --- | --- | --- |"]
+    for key in keys:
+        default = "set by the choice" if set_by_choice(key) else f"`{key.default}`" if key.default is not None else "must be given"
+        lines.append(f"| `{key.name}` | {default} | {key.explained} |".replace("`run` | must be given", "`run` | from the overrides"))
+    return lines
+
+
+def _comment(group: str, option: str) -> str:
+    return first_comment(CONF / group / f"{option}.yaml").replace("|", "\\|")
 
 
 if __name__ == "__main__":

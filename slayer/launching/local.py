@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -11,12 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slayer.config import RunConfig, save_config
-from slayer.errors import SlayerError
+from slayer.errors import EngineError, SlayerError
 from slayer.launching.compose import under_torchrun
 from slayer.training.ranks import require_free_port
 
 STOPPED_EXIT_CODE = 130
-"""A run that was asked to stop and saved itself; 2 is a run that cannot go on."""
+"""A run that was asked to stop and saved itself."""
+REFUSED_EXIT_CODE = 2
+"""A run that cannot start or go on until a person mends something."""
+
+REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Errors of the disk that a person mends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +50,10 @@ def run_here(config: RunConfig, command: str) -> Launched:
 
     try:
         outcome = run_pipeline(config, command)
-    except SlayerError as error:
-        print_error(error)
-        return Launched(exit_code=2, objective=None, error=str(error))
+    except (SlayerError, OSError) as error:
+        told = as_message(error)
+        print_error(told)
+        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
     except KeyboardInterrupt:
         open_console().print(f"\ninterrupted; the same command goes on where {config.folder} stands")
         return Launched(exit_code=STOPPED_EXIT_CODE, objective=None, error="interrupted")
@@ -59,11 +68,21 @@ def run_here(config: RunConfig, command: str) -> Launched:
     return Launched(exit_code=0, objective=outcome.objective)
 
 
+def as_message(error: SlayerError | OSError) -> SlayerError:
+    """What a disk refuses (space, permission, a file where a folder should be) as one message; any other OSError is raised again."""
+    if isinstance(error, SlayerError):
+        return error
+    if error.errno not in REFUSALS:
+        raise error
+    where = f" ({error.filename})" if error.filename else ""
+    return EngineError(f"the disk refuses: {error.strerror}{where}; free some space, or type runs_dir=DIR (SLAYER_CACHE=DIR for the cache)")
+
+
 def next_commands(config: RunConfig, command: str) -> list[tuple[str, str]]:
     """What a person types next."""
     folder = shlex.quote(str(config.folder))
     if config.dry_run:
-        return [(command.replace(" dry_run=true", ""), "train this plan")]
+        return [(shlex.join(word for word in shlex.split(command) if not word.startswith("dry_run=")), "train this plan")]
     return [
         (f"xdg-open {folder}/report.html", "look at the report"),
         (f"python evaluate.py checkpoint={folder}", "score the result again beside its base"),
@@ -80,9 +99,10 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
         require_free_port(config.launcher.port)
         check_run_folder(config)
         save_config(config, config.folder / "config.yaml")
-    except SlayerError as error:
-        print_error(error)
-        return Launched(exit_code=2, objective=None, error=str(error))
+    except (SlayerError, OSError) as error:
+        told = as_message(error)
+        print_error(told)
+        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
     failure = config.folder / "failure.txt"
     failure.unlink(missing_ok=True)
     environment = {
@@ -94,7 +114,7 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
         values = Results(config.folder).values
         return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
     error_text = failure.read_text(encoding="utf-8") if failure.exists() else f"the worker died with exit code {exit_code}"
-    return Launched(exit_code=STOPPED_EXIT_CODE if error_text.startswith("stopped") else 2, objective=None, error=error_text)
+    return Launched(exit_code=STOPPED_EXIT_CODE if error_text.startswith("stopped") else REFUSED_EXIT_CODE, objective=None, error=error_text)
 
 
 def _ranks(config: RunConfig) -> list[str]:

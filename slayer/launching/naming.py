@@ -13,6 +13,8 @@ from slayer.schema import schema_keys
 LONGEST = 80
 SILENT = ("run", "runs_dir", "dry_run", "launcher", "tracker", "objective")
 """Overrides that do not change what is computed leave no trace in the name."""
+LOST = r"[^A-Za-z0-9._,=\n\[\]'\"-]"
+"""Signs that a name cannot hold and that may well be all that tells two texts apart."""
 AMBIGUOUS = ("none", "local", "explicit")
 """Values that several groups share: the group's name is put in front of them."""
 
@@ -30,18 +32,18 @@ def run_name(overrides: Sequence[str], groups: Sequence[str]) -> str:
     name, what was typed twice counts as it was typed last. Long names, and names of texts that had to lose letters, end in a hash.
     """
     last = dict(split_override(override) for override in overrides)
-    told = {key: value for key, value in last.items() if key.partition(".")[0] not in SILENT and not re.match(r"hydra\b", key)}
-    parts = []
-    for key in sorted(told):
-        value = told[key].strip("'\"")
-        named = value if key in groups and value not in AMBIGUOUS else f"{_short(key)}_{value}"
-        parts.append(re.sub(r"[^A-Za-z0-9._-]+", "_", named).strip("_.-"))
-    whole = "-".join(filter(None, parts)) or "default"
-    faithful = not any(re.search(r"[^A-Za-z0-9._,/\[\]'\"-]", f"{key}{value}") for key, value in told.items())
-    if len(whole) <= LONGEST and faithful and len(parts) == whole.count("-") + 1 - sum(part.count("-") for part in parts):
+    told = {key: last[key] for key in sorted(last) if key.partition(".")[0] not in SILENT and not re.match(r"hydra\b", key)}
+    parts = [_part(key, value, key in groups and value not in AMBIGUOUS) for key, value in told.items()]
+    whole = "-".join(parts) or "default"
+    typed = "\n".join(f"{key}={value}" for key, value in told.items())
+    if len(whole) <= LONGEST and not re.search(LOST, typed):
         return whole
-    digest = hashlib.sha256("\n".join(f"{key}={told[key]}" for key in sorted(told)).encode()).hexdigest()[:8]
-    return f"{whole[: LONGEST - 9].rstrip('_.-')}-{digest}"
+    return f"{whole[: LONGEST - 9].rstrip('_.-')}-{hashlib.sha256(typed.encode()).hexdigest()[:8]}"
+
+
+def _part(key: str, value: str, says_enough: bool) -> str:
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", value.rstrip("/").rpartition("/")[2]).strip("_.")
+    return plain.lstrip("-") if says_enough and plain.strip("-") else f"{_short(key)}_{plain}".rstrip("_")
 
 
 def _short(key: str) -> str:

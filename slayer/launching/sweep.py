@@ -6,53 +6,59 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slayer.config import RunConfig
-from slayer.launching.local import Launched, launch
+from slayer.errors import SlayerError
+from slayer.launching.commandline import groups
+from slayer.launching.local import REFUSED_EXIT_CODE, Launched, launch
+from slayer.launching.naming import run_name
 
 
-def run_point(sweep_dir: Path, number: int, overrides: Sequence[str], config: RunConfig, command: str) -> Launched:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One combination of a sweep's values."""
+
+    sweep_dir: Path
+    number: int
+    overrides: Sequence[str]
+
+
+def run_point(point: Point, config: RunConfig, command: str) -> Launched:
     """Run one point in a process of its own and put it on the page, finished or failed. The others go on either way."""
-    from slayer.reporting.sweep_page import write_sweep_page
-
-    point: dict[str, Any] = {
-        "number": number, "run": config.run, "run_dir": str(config.folder), "overrides": list(overrides), "status": "running",
-        "error": None, "seconds": None, "objective": None,
-    }  # fmt: skip
-    record(sweep_dir, point)
+    _record(point, run=config.run, run_dir=str(config.folder), status="running")
     started = time.monotonic()
     launched = launch(config, command, own_process=True)
     status = "finished" if launched.exit_code == 0 else "failed"
-    record(sweep_dir, {**point, "status": status, "error": launched.error, "seconds": time.monotonic() - started, "objective": launched.objective})
-    write_sweep_page(sweep_dir)
+    _record(
+        point, run=config.run, run_dir=str(config.folder), status=status, error=launched.error, seconds=time.monotonic() - started,
+        objective=launched.objective,
+    )  # fmt: skip
     return launched
 
 
-def record(sweep_dir: Path, point: dict[str, Any]) -> None:
-    """Write a point's file."""
-    path = sweep_dir / "points" / f"{point['number']:04d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(point, indent=1) + "\n", encoding="utf-8")
+def refuse(error: SlayerError, point: Point | None) -> Launched:
+    """Tell why a configuration cannot run; a point of a sweep is on the page with its reason."""
+    from slayer.reporting.console import print_error
+
+    print_error(error)
+    if point is not None:
+        _record(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0)
+    return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(error))
 
 
-def record_refused(sweep_dir: Path, number: int, overrides: Sequence[str], run: str, error: str) -> None:
-    """A point whose configuration is wrong: on the page with its reason."""
+def _record(point: Point, **findings: Any) -> None:
+    """Write a point's file and the page anew."""
     from slayer.reporting.sweep_page import write_sweep_page
 
-    refused = {
-        "number": number,
-        "run": run,
-        "run_dir": "",
-        "overrides": list(overrides),
-        "status": "failed",
-        "error": error,
-        "seconds": 0,
-        "objective": None,
-    }
-    record(sweep_dir, refused)
-    write_sweep_page(sweep_dir)
+    path = point.sweep_dir / "points" / f"{point.number:04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    empty = {"run": "", "run_dir": "", "status": "running", "error": None, "seconds": None, "objective": None}
+    values = {"number": point.number, "overrides": list(point.overrides), **empty, **findings}
+    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_sweep_page(point.sweep_dir)
 
 
 def objective_for_sweeper(launched: Launched) -> float:

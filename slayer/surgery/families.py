@@ -59,7 +59,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         seen = config.get("model_type")
         raise ModelError(f"{path} has model_type={seen!r}; supported are {', '.join(FAMILIES)}. Type model.path=DIR with one of these")
     if config.get("quantization_config"):
-        raise ModelError(f"{path} is of a quantised model, whose packed weights cannot be averaged or zeroed; save it in bfloat16, then model.path=DIR")
+        raise ModelError(
+            f"{path} is of a quantised model, whose packed weights cannot be averaged or zeroed; save it in bfloat16, then model.path=DIR"
+        )
     if "num_hidden_layers" not in config:
         raise ModelError(f"{path} does not say num_hidden_layers; copy the model folder again")
     return config

@@ -25,7 +25,7 @@ def mean_of(tensors: Sequence[torch.Tensor], scale: float | None = None) -> torc
     target = result.view(-1)
     for start in range(0, target.numel(), _PIECE):
         piece = slice(start, start + _PIECE)
-        total = flat[0][piece].double()
+        total = flat[0][piece].to(torch.float64, copy=True)  # float64 inputs must not be added to in place
         for other in flat[1:]:
             total += other[piece]
         target[piece] = total / len(flat) if scale is None else total * scale

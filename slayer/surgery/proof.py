@@ -37,10 +37,8 @@ def prove(base: Any, expanded: Any, plan: LayerPlan, rows: PackedRows, micro_bat
         for part in split_rows(rows, micro_batch_rows):
             base_logits = logits_of(base, part)
             start_logits = logits_of(expanded, part)
-            if plan.pruned or plan.tail == "average":
-                inserted_logits = _logits_with_insertions(base, expanded, plan, part)
-            else:
-                inserted_logits = start_logits
+            changed = bool(plan.pruned) or plan.tail == "average"
+            inserted_logits = _logits_with_insertions(base, expanded, plan, part) if changed else start_logits
             difference = max(difference, float((inserted_logits.float() - base_logits.float()).abs().max()))
             base_total += float(nll_BL(base_logits, part.labels_BL).double().sum())
             start_total += float(nll_BL(start_logits, part.labels_BL).double().sum())

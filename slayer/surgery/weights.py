@@ -84,7 +84,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is damaged ({error}); copy the model folder again") from error
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:

@@ -54,7 +54,10 @@ def checkpoint_folder(checkpoints: Path, step: int) -> Path:
 
 
 def save_checkpoint(checkpoints: Path, engine: TrainingEngine, state: RunState, binding: Binding, keep: int) -> Path:
-    """Write the checkpoint of `state.step` and drop all but the newest `keep`. Collective; the first rank writes."""
+    """Write the checkpoint of `state.step` and drop all but the newest `keep`. Collective; the first rank writes.
+
+    Checkpoints of later steps go as well: training goes on from the newest good one, so they are damaged.
+    """
     import torch
 
     folder = checkpoint_folder(checkpoints, state.step)
@@ -80,7 +83,9 @@ def save_checkpoint(checkpoints: Path, engine: TrainingEngine, state: RunState, 
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
     _sync_folder(checkpoints)
-    for old in list_checkpoints(checkpoints)[:-keep]:
+    found = list_checkpoints(checkpoints)
+    later = found.index(folder) + 1
+    for old in [*found[: max(later - keep, 0)], *found[later:]]:
         shutil.rmtree(old, ignore_errors=True)
     ranks.wait()
     return folder

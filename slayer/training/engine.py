@@ -43,7 +43,7 @@ class TrainingEngine:
         model.train()
         self.trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         groups = parameter_groups((parameter for parameter in model.parameters() if parameter.requires_grad), config.train.weight_decay)
-        # The rate is set before each step; 0 until then keeps DeepSpeed's own set-up steps from moving anything.
+        # Rate and decay are set before each step; a rate of 0 until then keeps DeepSpeed's own set-up steps from moving anything.
         optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.train.beta1, config.train.beta2), fused=True)
         n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self._engine, *_ = deepspeed.initialize(
@@ -73,10 +73,11 @@ class TrainingEngine:
             self._engine.step()  # only counts the micro-batch
         return nats_BL.detach()
 
-    def update(self, learning_rate: float) -> None:
-        """Clip and apply the gradients of the micro-batches since the last update."""
+    def update(self, learning_rate: float, weight_decay: float) -> None:
+        """Clip and apply the gradients of the micro-batches since the last update. Norms and biases never decay."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
         self._engine.step()
 
     def _is_last_micro_batch(self) -> bool:

@@ -12,7 +12,7 @@ from slayer.forward import PackedRows
 from slayer.training.checkpoint import RunState
 from slayer.training.engine import TrainingEngine
 from slayer.training.metrics import memory_bytes
-from slayer.training.optim import learning_rate
+from slayer.training.optim import learning_rate, weight_decay
 from slayer.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -70,20 +70,22 @@ def train(
         for rows in loader.micro_batches(state.step, rank=engine.ranks.rank, world=engine.ranks.world, micro_batch_rows=micro_batch_rows):
             rows = to_device(rows, engine.device)
             window.add(rows, engine.forward_backward(rows, valid_tokens))
-        engine.update(lr)
+        engine.update(lr, weight_decay(state.step, train))
         window.tokens, window.steps = window.tokens + valid_tokens, window.steps + 1
         state = replace(state, step=state.step + 1, tokens=state.tokens + valid_tokens)
 
         last = state.step == total_steps
-        stopping = False
-        if state.step % train.log_every == 0 or last:
+        evaluating = train.evaluate_every is not None and state.step % train.evaluate_every == 0 and not last
+        saving, stopping = state.step % train.save_every == 0 or last, False
+        # What saves or evaluates logs as well: no window reaches over a checkpoint, so a run that goes on logs the same numbers.
+        if state.step % train.log_every == 0 or evaluating or saving:
             record, seconds, stopping = window.close(stop.requested, pace)
             state = replace(state, seconds=state.seconds + seconds)
             callbacks.on_log({"step": state.step, "steps": total_steps, "tokens": state.tokens, **record, "lr": lr})
-        if train.evaluate_every and state.step % train.evaluate_every == 0 and not last:
+        if evaluating:
             callbacks.on_evaluate(state)
             window.restart_clock()
-        if state.step % train.save_every == 0 or last or stopping:
+        if saving or stopping:
             callbacks.on_save(state)
             window.restart_clock()
         if stopping:

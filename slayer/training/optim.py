@@ -1,4 +1,4 @@
-"""How many steps, at which learning rate, and which tensors decay: pure functions of the configuration."""
+"""How many steps, at which learning rate and weight decay, and which tensors decay: pure functions of the configuration."""
 
 from __future__ import annotations
 
@@ -43,11 +43,19 @@ def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:
             return peak if into_decay < 0 else peak + (floor - peak) * (into_decay + 1) / decay_steps
 
 
+def weight_decay(step: int, train: TrainConfig) -> float:
+    """Weight decay of 0-based `step`: none in the first.
+
+    There a new block gets gradients at its zeroed projections only; decay would move its other matrices, which have learnt nothing yet.
+    """
+    return train.weight_decay if step > 0 else 0.0
+
+
 def parameter_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; norms and biases (one dimension) do not. Frozen tensors must not be passed at all."""
+    """Two groups: matrices decay (`decays`); norms and biases (one dimension) do not. Frozen tensors must not be passed at all."""
     listed = list(parameters)
     # ds_shape: under ZeRO-3 a partitioned tensor's own shape is empty
     matrices = [parameter for parameter in listed if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
     vectors = [parameter for parameter in listed if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay, "decays": True}, {"params": vectors, "weight_decay": 0.0, "decays": False}]
     return [group for group in groups if group["params"]]

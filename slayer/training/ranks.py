@@ -74,7 +74,11 @@ def require_free_port(port: int) -> None:
 
 @contextmanager
 def open_ranks() -> Iterator[Ranks]:
-    """Join the process group that torchrun's environment describes, or make one of this process alone (no port needed)."""
+    """Join the process group that torchrun's environment describes, or make one of this process alone (no port needed).
+
+    A group that is open already is used and left open. DeepSpeed remembers the first group of a process for life: a program that
+    makes several runs opens it once, around all of them.
+    """
     import torch
     import torch.distributed as dist
 
@@ -84,6 +88,9 @@ def open_ranks() -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     os.environ.setdefault("DS_ACCELERATOR", device.type)  # saves DeepSpeed its search, and the user its warning
+    if dist.is_initialized():
+        yield Ranks(rank=dist.get_rank(), world=dist.get_world_size(), device=device)
+        return
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
         try:

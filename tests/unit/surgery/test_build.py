@@ -40,12 +40,20 @@ PRUNINGS: dict[int, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     2: ({"prune": 2, "prune_by": "last"}, (6, 7), (5, 6, 7)),
     3: ({"prune": 3, "prune_by": "explicit", "prune_layers": [7, 2, 4], "tail": "average"}, (2, 4, 7), (2, 4, 6, 7)),
 }
-STORAGE = list(itertools.product(("float32", "bfloat16", "float16"), (False, True), (False, True), (False, True)))
+# Stored type, tied embeddings, sharded, biases on o_proj and down_proj: every pair of them occurs.
+STORAGE = (
+    ("float32", True, True, True),
+    ("bfloat16", True, False, False),
+    ("float16", False, True, False),
+    ("float32", False, False, False),
+    ("bfloat16", False, True, True),
+    ("float16", True, False, True),
+)
 
 
 def storage(family: str, number: int) -> dict[str, Any]:
-    """Types, tied embeddings, shards and biases in turn."""
-    dtype, tied, sharded, biases = STORAGE[number * 5 % len(STORAGE)]
+    """Ways of storing a model in turn; biases where the family has them."""
+    dtype, tied, sharded, biases = STORAGE[number % len(STORAGE)]
     extra = {"llama": {"attention_bias": True, "mlp_bias": True}, "qwen3": {"attention_bias": True}}.get(family, {}) if biases else {}
     return {"dtype": dtype, "tie_word_embeddings": tied, "sharded": sharded, **extra}
 
@@ -153,7 +161,7 @@ def test_tensors_follow_the_rule_and_insertion_changes_no_logit(
     keys, _ = PRESETS[preset]
     base_logits = torch.empty(0)
     for prune, (pruning, pruned, averaged) in PRUNINGS.items():
-        base_folder = make_model(family, **storage(family, 4 * list(PRESETS).index(preset) + prune))
+        base_folder = make_model(family, **storage(family, list(PRESETS).index(preset) + prune))
         base = tensors_of(base_folder)
         for init, zero_outputs in itertools.product(("average", "copy", "slerp", "random"), (True, False)):
             if preset == "none" and (init, zero_outputs) != ("average", True):

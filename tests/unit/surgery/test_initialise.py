@@ -55,6 +55,14 @@ def test_means_of_several_and_of_tensors_longer_than_a_piece(dtype: torch.dtype)
     assert torch.equal(mean_of(transposed), mean_of(tensors[:2]).T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_what_goes_in_is_left_alone(dtype: torch.dtype) -> None:
+    a, b = torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([3.0, 5.0], dtype=dtype)
+    assert torch.equal(mean_of([a, b]), torch.tensor([2.0, 3.5], dtype=dtype))
+    slerp_midpoint(a, b)
+    assert a.tolist() == [1.0, 2.0] and b.tolist() == [3.0, 5.0]
+
+
 def test_slerp_keeps_the_length_and_halves_the_angle() -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(40, 30, generator=generator, dtype=torch.float64)

@@ -1,0 +1,143 @@
+"""The words of a command line as Hydra will accept them, and what is wrong with the others.
+
+Hydra stops at the first key it does not know and at the first word it cannot read. So both are judged here, before it sees them;
+what is left is passed on as `++key=value`, which Hydra always takes, for the typed schema to judge together with everything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from slayer.config import RunConfig
+from slayer.errors import Problem
+from slayer.launching.naming import split_override
+from slayer.schema import accepts, as_override, example_for, field_at, holds_text, inner_section
+from slayer.validation import not_a_group, unknown_key
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+OPTIONS_WITH_A_VALUE = {
+    "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "--experimental-rerun",
+}  # fmt: skip
+PRINTING = ("-c", "--cfg", "-i", "--info")
+"""Options that make Hydra print instead of run."""
+
+
+def groups(conf: Path = CONF) -> dict[str, list[str]]:
+    """Config groups and their options."""
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(conf.iterdir()) if folder.is_dir()}
+
+
+def is_override(argument: str) -> bool:
+    """True for `key=value` words of a command line."""
+    return "=" in argument and not argument.startswith("-")
+
+
+def only_prints(arguments: Sequence[str]) -> bool:
+    """True when Hydra is asked to show the configuration and not to run."""
+    return any(argument.partition("=")[0] in PRINTING for argument in arguments)
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """True when several values per key are welcome."""
+    return bool({"-m", "--multirun"} & set(arguments))
+
+
+def tolerant(arguments: Sequence[str], schema: type[BaseModel] = RunConfig, conf: Path = CONF) -> tuple[list[str], list[Problem]]:
+    """The command line as Hydra will accept it, and the problems of what had to be left out. Of a key typed twice the last counts."""
+    options = {group: names for group, names in groups(conf).items() if group in schema.model_fields or (group, schema) == ("experiment", RunConfig)}
+    sweep = is_sweep(arguments)
+    kept: list[str] = []
+    accepted: dict[str, str] = {}
+    problems: list[Problem] = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("-") or word.lstrip("+~").startswith(("hydra.", "hydra/")):
+            kept.append(word)
+            if word in OPTIONS_WITH_A_VALUE:
+                kept += [value for value in [next(words, None)] if value is not None]
+            continue
+        key = split_override(word)[0]
+        judged = _judge_choice(word, options[key], field_at(key, schema), sweep) if key in options else _judge_value(word, schema, sweep)
+        if isinstance(judged, Problem):
+            problems.append(judged)
+            continue
+        accepted.pop(key, None)
+        if judged is not None:
+            accepted[key] = judged
+    return [*kept, *accepted.values()], problems
+
+
+def _judge_choice(word: str, options: Sequence[str], field: FieldInfo | None, sweep: bool) -> str | Problem | None:
+    """`group=choice` as it is passed on, why it cannot be, or None where no choice is asked for and none is needed."""
+    key, value = split_override(word)
+    if word.startswith("~") or value == "null":
+        if field is None or accepts(field, None):
+            return None
+        return Problem(key=key, value=None, why=f"cannot be taken away; there are {', '.join(options)}", fix=f"leave out {key}")
+    parsed = _parse(key, value)
+    names = [value]
+    if not isinstance(parsed, str):
+        names = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [parsed.get_value_element_as_str()]
+    unknown = [name for name in names if name.strip("'\"") not in options]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], options, n=1, cutoff=0.0)
+        return Problem(key=key, value=unknown[0], why=f"there is no such choice; there are {', '.join(options)}", fix=f"{key}={close[0]}")
+    return f"{key}={value}" if len(names) == 1 or sweep else _needs_sweep(key, value, names)
+
+
+def _judge_value(word: str, schema: type[BaseModel], sweep: bool) -> str | Problem:
+    """`key=value` as it is passed on, or why it cannot be."""
+    key, value = split_override(word)
+    field = field_at(key, schema)
+    if word.startswith("~"):
+        if field is not None and key.startswith("data.sources.") and key.count(".") == 2:
+            return word
+        return Problem(key=key, value=None, why="cannot be taken away, only sources of text can", fix=f"leave out {key}")
+    if "=" not in word or not key:
+        fix = as_override(key, example_for(field)) if field is not None and inner_section(field) is None else f"leave out {word}"
+        return Problem(key=word, value=None, why="is not of the form KEY=VALUE", fix=fix)
+    parsed = _parse(key, value)
+    if field is None:
+        return unknown_key(key, value if isinstance(parsed, str) or parsed.is_sweep_override() else parsed.value(), schema)
+    if isinstance(parsed, str):
+        if holds_text(field):
+            return _as_text(key, value)
+        return Problem(key=key, value=value, why=f"cannot be read: {parsed}", fix=as_override(key, example_for(field, value)))
+    if parsed.is_sweep_override():
+        if sweep or not holds_text(field):
+            return f"++{key}={value}" if sweep else _needs_sweep(key, value, list(parsed.sweep_string_iterator()))
+        return _as_text(key, value)
+    plain, inner = parsed.value(), inner_section(field)
+    if inner is not None and not isinstance(plain, dict):
+        return not_a_group(key, value, inner[0])
+    return _as_text(key, value) if holds_text(field) and isinstance(plain, (bool, int, float)) else f"++{key}={value}"
+
+
+def _needs_sweep(key: str, value: str, names: Sequence[str]) -> Problem:
+    why = "several values make a sweep, which -m asks for"
+    return Problem(key=key, value=value, why=why, fix=f"{key}={names[0]}   (or all of them: python train.py -m …)")
+
+
+def _parse(key: str, value: str) -> Any:
+    """Hydra's reading of an override, or what it says when it cannot read it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException as error:
+        return str(error).splitlines()[0]
+
+
+def _as_text(key: str, value: str) -> str:
+    """A name or path taken as it was typed, brackets, commas and all."""
+    # Hydra halves the backslashes that stand before a quote, and only those.
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
+    return f"++{key}='{escaped}'"

@@ -1,0 +1,69 @@
+"""After training, on the first rank: the exported model beside its base, samples, card and report."""
+
+from __future__ import annotations
+
+import shutil
+
+from slayer.config import RunConfig
+from slayer.evaluation.forgetting import compare, objective
+from slayer.evaluation.samples import choose_prompts, continue_prompts
+from slayer.evaluation.scorer import prefix_token
+from slayer.forward import load_model
+from slayer.phases.outcome import Outcome
+from slayer.phases.run import Run
+from slayer.reporting.console import print_finished, print_results
+from slayer.reporting.model_card import model_card
+from slayer.reporting.report import write_report
+from slayer.reporting.trackers import open_trackers
+from slayer.results import Results
+
+
+def compare_and_report(run: Run) -> Outcome:
+    """First rank: score the exported model beside the base, write samples, card, report."""
+    base = run.score_folder(run.base, "held-out text, base model")
+    start = run.score_folder(run.expanded, "held-out text, before training")
+    result = run.score_folder(run.exported, "held-out text, result")
+    table = compare(run.scorer.sets, run.loader.roles, base, result, start)
+    trackers = open_trackers(_jsonl_only(run.config), run.folder)
+    trackers.log({"step": run.total_steps, **{f"heldout/{source}": value for source, value in run.scorer.in_loop_part(result).items()}})
+    trackers.finish()
+    value = objective(table, run.config.objective)
+    run.results.update(heldout=table, samples=_samples(run))
+    run.results.update(objective={"name": run.config.objective, "value": value})
+    shutil.copyfile(run.folder / "plan.json", run.exported / "plan.json")
+    (run.exported / "README.md").write_text(model_card(run.folder), encoding="utf-8")
+    print_results(run.results.values, console=run.console)
+    report = write_report(run.folder)
+    print_finished(report, console=run.console)
+    # The expanded model is the base plus the plan: it can be built again at any time.
+    shutil.rmtree(run.expanded, ignore_errors=True)
+    return Outcome(objective=value, report=report)
+
+
+def _samples(run: Run) -> list[dict[str, str]]:
+    heldout = run.config.heldout
+    prompts = choose_prompts(run.scorer.documents, heldout.samples, heldout.sample_tokens)
+    texts: dict[str, list[str]] = {}
+    for label, folder in (("base", run.base), ("result", run.exported)):
+        model = load_model(folder, run.config.engine.precision, run.ranks.device)
+        texts[label] = continue_prompts(model, run.tokenizer, prompts, prefix_token=prefix_token(run.tokenizer), new_tokens=heldout.sample_tokens)
+    decode = run.tokenizer.decode
+    return [
+        {"source": prompt["source"], "prompt": decode(prompt["prompt"]), "truth": decode(prompt["truth"]), "base": before, "result": after}
+        for prompt, before, after in zip(prompts, texts["base"], texts["result"], strict=True)
+    ]
+
+
+def show_again(run: Run) -> Outcome:
+    """A finished run started again: its table and report, nothing recomputed."""
+    results = Results(run.folder)
+    run.console.print(f"{run.folder} is finished; nothing to do (type run=NAME for another run)")
+    print_results(results.values, console=run.console)
+    report = write_report(run.folder)
+    print_finished(report, console=run.console)
+    return Outcome(objective=results["objective"]["value"], report=report)
+
+
+def _jsonl_only(config: RunConfig) -> RunConfig:
+    """The same configuration with metrics.jsonl as its only tracker."""
+    return config.model_copy(update={"tracker": config.tracker.model_copy(update={"name": "jsonl"})})

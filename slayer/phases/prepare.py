@@ -1,0 +1,111 @@
+"""Before training, on the first rank: text, plan, expanded model, proof, scores. What was found before is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from slayer.errors import CheckpointError, ConfigError
+from slayer.evaluation.forgetting import compare
+from slayer.forward import load_model
+from slayer.importance.removal import removal_losses
+from slayer.phases.run import Run
+from slayer.reporting.console import print_data, print_finished, print_plan, print_proof
+from slayer.reporting.progress import progress_bar
+from slayer.reporting.report import write_report
+from slayer.results import Results
+from slayer.surgery.build import build_expanded, read_shape
+from slayer.surgery.families import read_model_config
+from slayer.surgery.freeze import trainable_names
+from slayer.surgery.plan import build_plan, load_plan, plan_problems
+from slayer.surgery.proof import prove
+from slayer.surgery.weights import Weights, require_space
+
+LARGE_JUMP = 0.5
+"""Nats per token from which it is measured which layers would have been cheaper to prune."""
+
+
+def prepare(run: Run, command: str) -> None:
+    """First rank: text, plan, expanded model, proof, scores before training. What was found before is not done again."""
+    run.results = Results(run.folder)
+    run.open_data()
+    print_data(run.data_report(), console=run.console)
+    make_plan(run)
+    shape = read_shape(run.base)
+    print_plan(run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, console=run.console)
+    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=run.data_report(), versions=versions())
+    if run.config.dry_run:
+        print_finished(write_report(run.folder), console=run.console)
+        return
+    weights_bytes = Weights(run.base).n_bytes * run.plan.n_layers // run.plan.n_base
+    if not run.expanded.exists():
+        require_space(run.folder, 2 * weights_bytes, "the expanded and the exported model")
+        build_expanded(run.base, run.plan, run.expanded, seed=run.config.seed)
+    if "proof" not in run.results:
+        prove_build(run)
+    print_proof(run.results["proof"], console=run.console)
+    if "before" not in run.results:
+        score_before(run)
+
+
+def make_plan(run: Run) -> None:
+    path = run.folder / "plan.json"
+    if path.exists():
+        run.plan = load_plan(path)
+        return
+    config = run.config
+    n_base = read_model_config(run.base)["num_hidden_layers"]
+    problems = plan_problems(n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers)
+    if problems:  # found before by the composer, except for hub models, which are only here now
+        raise ConfigError(problems)
+    scores = removal_scores(run) if config.prune_by == "removal" and config.prune else None
+    run.plan = build_plan(
+        n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers,
+        tail=config.tail, scores=scores,
+    )  # fmt: skip
+    trainable_names(run.plan, [f"model.layers.{index}.any" for index in range(run.plan.n_layers)])
+    run.plan.save(path)
+
+
+def removal_scores(run: Run) -> list[float]:
+    """Loss that each layer's removal adds, in nats per token, on general training text."""
+    model = load_model(run.base, run.config.engine.precision, run.ranks.device)
+    with progress_bar("removal", run.console) as on_progress:
+        whole, without = removal_losses(model, run.sample_rows(), micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
+    return [loss - whole for loss in without]
+
+
+def prove_build(run: Run) -> None:
+    rows = run.sample_rows()
+    base = load_model(run.base, run.config.engine.precision, run.ranks.device)
+    expanded = load_model(run.expanded, run.config.engine.precision, run.ranks.device)
+    proof = prove(base, expanded, run.plan, rows)
+    del base, expanded
+    if run.plan.starts_as_base and proof.identity_max_difference != 0:
+        raise CheckpointError(
+            f"inserting the new blocks moved a logit by {proof.identity_max_difference:g}, which zeroed blocks never do; "
+            f"{run.expanded} is damaged: remove it and start again"
+        )
+    cheaper: list[dict[str, Any]] = []
+    if run.plan.pruned and run.plan.scores is None and proof.loss_jump > LARGE_JUMP:
+        scores = removal_scores(run)
+        cheapest = sorted(range(len(scores)), key=scores.__getitem__)[: max(len(run.plan.pruned) + 2, 4)]
+        cheaper = [{"layer": layer, "loss_jump": scores[layer]} for layer in cheapest]
+    measured = {**asdict(proof), "loss_jump": proof.loss_jump, "cheaper": cheaper}
+    if not run.plan.starts_as_base or not run.plan.new_indices:
+        measured["identity_max_difference"] = None
+    run.results.update(proof=measured)
+
+
+def score_before(run: Run) -> None:
+    start = run.score_folder(run.expanded, "held-out text, before training")
+    base = run.score_folder(run.base, "held-out text, base model")
+    in_loop = {"base": run.scorer.in_loop_part(base), "start": run.scorer.in_loop_part(start)}
+    run.results.update(before=in_loop, heldout=compare(run.scorer.sets, run.loader.roles, base, start, start))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("slayer", "torch", "transformers", "deepspeed", "datasets")}

@@ -1,0 +1,82 @@
+"""What the phases of one run share, on one rank."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from slayer.config import RunConfig
+from slayer.data.loader import Batch, Loader, build_loader
+from slayer.evaluation.scorer import HeldoutScorer, Nats
+from slayer.reporting.console import open_console
+from slayer.reporting.progress import progress_bar
+from slayer.results import Results
+from slayer.surgery.plan import LayerPlan, load_plan
+from slayer.training.optim import planned_steps
+from slayer.training.ranks import Ranks
+
+SAMPLE_ROWS = 4
+"""Rows of real training text for the removal scores and the proof."""
+
+
+class Run:
+    """One run on one rank: its folders, text, plan and findings."""
+
+    def __init__(self, config: RunConfig, base: Path, ranks: Ranks) -> None:
+        from transformers import AutoTokenizer
+
+        self.config, self.base, self.ranks = config, base, ranks
+        self.folder, self.expanded, self.exported = config.folder, config.folder / "expanded", config.folder / "model"
+        self.console = open_console()
+        self.console.quiet = not ranks.is_first
+        self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        self.micro_batch_rows = config.engine.micro_batch_rows
+        self.loader: Loader
+        self.scorer: HeldoutScorer
+        self.plan: LayerPlan
+        self.results: Results
+        self.total_steps = 0
+
+    def open_data(self) -> None:
+        """Tokenise (or open) and pack the text; choose the held-out documents; count the steps."""
+        config = self.config
+        with progress_bar("tokenising", self.console) as on_progress:
+            self.loader = build_loader(config.data, self.tokenizer, seed=config.seed, batch_rows=config.train.batch_rows, on_progress=on_progress)
+        self.scorer = HeldoutScorer(self.loader.heldout, self.tokenizer, config.heldout, config.data.sequence_length)
+        self.total_steps = planned_steps(config.train, config.data.sequence_length, self.loader.steps_per_domain_epoch)
+
+    def data_report(self) -> list[dict[str, Any]]:
+        """The `data` part of results.json."""
+        return [asdict(report) for report in self.loader.report(self.total_steps)]
+
+    def sample_rows(self) -> Batch:
+        """The first rows of general text that training would see (of domain text where there is no replay)."""
+        import torch
+
+        wanted = "replay" if "replay" in self.loader.roles.values() and self.config.data.replay > 0 else "domain"
+        parts: list[Batch] = []
+        count = step = 0
+        while count < SAMPLE_ROWS:
+            batch = self.loader.batch(step)
+            chosen = torch.tensor([self.loader.roles[self.loader.source_names[source]] == wanted for source in batch.sources_B.tolist()])
+            parts.append(Batch(**{name: getattr(batch, name)[chosen] for name in Batch.__dataclass_fields__}))
+            count += int(chosen.sum())
+            step += 1
+        merged = {name: torch.cat([getattr(part, name) for part in parts])[:SAMPLE_ROWS].to(self.ranks.device) for name in Batch.__dataclass_fields__}
+        return Batch(**merged)
+
+    def score_folder(self, folder: Path, label: str) -> Nats:
+        """Held-out nats of a model folder, from the cache where it was scored before."""
+        with progress_bar("scoring", self.console) as on_progress:
+            return self.scorer.score_folder(
+                folder, label, precision=self.config.engine.precision, micro_batch_rows=self.micro_batch_rows, device=self.ranks.device,
+                on_progress=on_progress,
+            )  # fmt: skip
+
+    def read_prepared(self) -> None:
+        """Every other rank: open what the first one left."""
+        if not self.ranks.is_first:
+            self.open_data()
+            self.plan = load_plan(self.folder / "plan.json")
+            self.results = Results(self.folder)

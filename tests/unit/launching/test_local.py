@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+
+from slayer.errors import CheckpointError, EngineError
+from slayer.launching.compose import compose
+from slayer.launching.local import as_message, launch, next_commands
+from slayer.training.ranks import require_free_port
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
+def test_what_a_disk_refuses_is_one_message(number: int) -> None:
+    told = as_message(OSError(number, os.strerror(number), "/disk/runs/x"))
+    assert isinstance(told, EngineError)
+    assert os.strerror(number) in str(told) and "/disk/runs/x" in str(told) and "runs_dir=DIR" in str(told)
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    with pytest.raises(OSError, match="bad descriptor"):
+        as_message(OSError(errno.EBADF, "bad descriptor"))
+    known = CheckpointError("as it is")
+    assert as_message(known) is known
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(EngineError, match=rf"launcher\.port={port} .*launcher\.port=0"):
+            require_free_port(port)
+    require_free_port(port)
+    require_free_port(0)
+
+
+def test_a_port_in_use_starts_nothing(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        words = ["launcher.processes=2", "engine.micro_batch_rows=2", f"launcher.port={port}", f"runs_dir={tmp_path / 'runs'}"]
+        launched = launch(compose([*small, *words]), "python train.py", own_process=False)
+    assert launched.exit_code == 2 and launched.objective is None and f"launcher.port={port}" in str(launched.error)
+    assert f"launcher.port={port}" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_what_to_type_next_can_be_typed(small: list[str], tmp_path: Path) -> None:
+    words = [*small, f"runs_dir={tmp_path / 'my runs'}", "run=x"]
+    finished = next_commands(compose(words), shlex.join(["python", "train.py", *words]))
+    assert [shlex.split(command) for command, _ in finished] == [
+        ["xdg-open", f"{tmp_path}/my runs/x/report.html"],
+        ["python", "evaluate.py", f"checkpoint={tmp_path}/my runs/x"],
+    ]
+    planned = next_commands(compose([*words, "dry_run=true"]), shlex.join(["python", "train.py", "dry_run=true", *words]))
+    assert [shlex.split(command) for command, _ in planned] == [["python", "train.py", *words]]
