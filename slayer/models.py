@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from slayer.config import ModelConfig
-from slayer.data.assets import asset_model, cache_dir
+from slayer.data.assets import asset_model
+from slayer.data.cache import cache_dir, write_file
 from slayer.data.random_model import tiny_model
 from slayer.errors import AssetError, ModelError, Problem
 from slayer.surgery.families import read_model_config
@@ -80,8 +81,5 @@ def model_hash_cached(folder: Path) -> str:
     if remembered.exists():
         return remembered.read_text(encoding="utf-8")
     value = model_hash(folder)
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    temporary = remembered.with_suffix(f".{os.getpid()}")
-    temporary.write_text(value, encoding="utf-8")
-    temporary.replace(remembered)
+    write_file(remembered, value.encode())
     return value

@@ -6,7 +6,8 @@ The rows of a step hold different numbers of labels and of documents, so that no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,20 @@ def open_engine(ranks: Ranks, config: RunConfig, model: Any = None, trainable: l
 def difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
     """The largest difference of any weight."""
     return max(float((one[name].double() - two[name].double()).abs().max()) for name in one) if one.keys() == two.keys() else math.inf
+
+
+@contextmanager
+def recorded_batches() -> Iterator[list[list[list[int]]]]:
+    """The token ids of every micro-batch that an engine of this process trains on, in order."""
+    batches: list[list[list[int]]] = []
+    original = TrainingEngine.forward_backward
+
+    def recorded(self: TrainingEngine, rows: Any, global_valid_tokens: int) -> torch.Tensor:
+        batches.append(rows.input_ids_BL.tolist())
+        return original(self, rows, global_valid_tokens)
+
+    TrainingEngine.forward_backward = recorded  # type: ignore[method-assign]
+    try:
+        yield batches
+    finally:
+        TrainingEngine.forward_backward = original  # type: ignore[method-assign]

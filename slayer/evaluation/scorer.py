@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slayer.config import HeldoutConfig
-from slayer.data.assets import cache_dir
+from slayer.data.cache import cache_dir, write_file
 from slayer.evaluation.heldout import HeldoutDocument, HeldoutSet, build_heldout_set, choose_documents, score_heldout
 from slayer.forward import PackedRows, load_model, logits_of
 from slayer.models import model_hash_cached
@@ -88,8 +88,7 @@ class HeldoutScorer:
                 return {source: saved[source] for source in self.sets}
         model = load_model(folder, precision, device)
         nats = self.score(lambda rows: logits_of(model, rows), label, micro_batch_rows=micro_batch_rows, device=device, on_progress=on_progress)
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        temporary = remembered.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **nats)  # type: ignore[arg-type]
-        temporary.replace(remembered)
+        content = io.BytesIO()
+        np.savez(content, **nats)  # type: ignore[arg-type]
+        write_file(remembered, content.getvalue())
         return nats

@@ -82,13 +82,12 @@ def _judge_choice(word: str, options: Sequence[str], field: FieldInfo | None, sw
             return None
         return Problem(key=key, value=None, why=f"cannot be taken away; there are {', '.join(options)}", fix=f"leave out {key}")
     parsed = _parse(key, value)
-    names = [value]
-    if not isinstance(parsed, str):
-        names = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [parsed.get_value_element_as_str()]
+    names = [value] if isinstance(parsed, str) or not parsed.is_sweep_override() else _swept(parsed, options)
     unknown = [name for name in names if name.strip("'\"") not in options]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], options, n=1, cutoff=0.0)
-        return Problem(key=key, value=unknown[0], why=f"there is no such choice; there are {', '.join(options)}", fix=f"{key}={close[0]}")
+    if unknown or not names:
+        seen = unknown[0] if unknown else value
+        close = difflib.get_close_matches(seen, options, n=1, cutoff=0.0)
+        return Problem(key=key, value=seen, why=f"there is no such choice; there are {', '.join(options)}", fix=f"{key}={close[0]}")
     return f"{key}={value}" if len(names) == 1 or sweep else _needs_sweep(key, value, names)
 
 
@@ -111,13 +110,24 @@ def _judge_value(word: str, schema: type[BaseModel], sweep: bool) -> str | Probl
             return _as_text(key, value)
         return Problem(key=key, value=value, why=f"cannot be read: {parsed}", fix=as_override(key, example_for(field, value)))
     if parsed.is_sweep_override():
-        if sweep or not holds_text(field):
-            return f"++{key}={value}" if sweep else _needs_sweep(key, value, list(parsed.sweep_string_iterator()))
-        return _as_text(key, value)
+        if holds_text(field) and not sweep:
+            return _as_text(key, value)
+        names = _swept(parsed)
+        if not names:
+            return Problem(key=key, value=value, why="gives no value at all", fix=as_override(key, example_for(field)))
+        return f"++{key}={value}" if sweep else _needs_sweep(key, value, names)
     plain, inner = parsed.value(), inner_section(field)
     if inner is not None and not isinstance(plain, dict):
         return not_a_group(key, value, inner[0])
     return _as_text(key, value) if holds_text(field) and isinstance(plain, (bool, int, float)) else f"++{key}={value}"
+
+
+def _swept(parsed: Any, options: Sequence[str] = ()) -> list[str]:
+    """The values of a sweep; glob(…) chooses among `options`."""
+    from hydra.core.override_parser.types import Glob
+
+    values = parsed.value()
+    return list(values.filter(list(options))) if isinstance(values, Glob) else list(parsed.sweep_string_iterator())
 
 
 def _needs_sweep(key: str, value: str, names: Sequence[str]) -> Problem:

@@ -50,7 +50,10 @@ def find_subject(name: str) -> Subject:
             raise ModelError(f"{folder} has no model yet; finish it with its own command, or type checkpoint=ANOTHER_RUN")
         return Subject(name=run.run, folder=folder / "model", run=run)
     if folder.is_dir():
-        return Subject(name=folder.resolve().name, folder=resolve_model(ModelConfig(name=name, path=str(folder))))
+        whole = folder.resolve()
+        return Subject(
+            name=whole.parent.name if whole.name == "model" else whole.name, folder=resolve_model(ModelConfig(name=name, path=str(folder)))
+        )
     if name in groups()["model"]:
         return Subject(name=name, folder=resolve_model(_model_of(name)))
     raise ModelError(f"{name} is neither a folder nor one of {', '.join(groups()['model'])}; type checkpoint=runs/NAME")
@@ -86,8 +89,10 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     with progress_bar("scoring", console) as on_progress:
         table = assess(subject.folder, base.folder, settings, on_progress)
     own_run = subject.run is not None and config.base is None and config.data is None and config.output is None
-    folder = Path(config.checkpoint) if own_run else Path(config.output or f"runs/evaluations/{_plain(subject.name)}-beside-{_plain(base.name)}")
+    folder = subject.folder.parent if own_run else Path(config.output or f"runs/evaluations/{_plain(subject.name)}-beside-{_plain(base.name)}")
     results = Results(folder)
+    if own_run and "heldout" in results:
+        table = _with_start(table, results["heldout"])
     results.update(run=subject.name, model=base.name, heldout=table)
     print_results(results.values, console=console)
     print_finished(write_report(folder), console=console)
@@ -95,6 +100,12 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
         [(f"python evaluate.py checkpoint={config.checkpoint} heldout.tokens_per_source=50000", "score more documents, for narrower intervals")]
     )
     return results.values
+
+
+def _with_start(table: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with what the run had measured before training, where it is of the same documents: their base scores are the same then."""
+    starts = {source: entry["start"] for source, entry in before.items() if source in table and entry["base"] == table[source]["base"]}
+    return {source: {**entry, "start": starts.get(source)} for source, entry in table.items()}
 
 
 def _data_of(subject: Subject) -> DataConfig:

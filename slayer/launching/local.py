@@ -113,8 +113,16 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
     if exit_code == 0:
         values = Results(config.folder).values
         return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
-    error_text = failure.read_text(encoding="utf-8") if failure.exists() else f"the worker died with exit code {exit_code}"
+    error_text = failure.read_text(encoding="utf-8") if failure.exists() else _death(exit_code)
     return Launched(exit_code=STOPPED_EXIT_CODE if error_text.startswith("stopped") else REFUSED_EXIT_CODE, objective=None, error=error_text)
+
+
+def _death(exit_code: int) -> str:
+    """What is known of a worker that left no reason."""
+    if exit_code >= 0:
+        return f"the run ended with exit code {exit_code}; what it said stands in the terminal"
+    hint = ", which is what a system does that runs out of memory" if -exit_code == signal.SIGKILL else ""
+    return f"the run was killed by {signal.Signals(-exit_code).name}{hint}; start it again to go on from its newest checkpoint"
 
 
 def _ranks(config: RunConfig) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict
 from typing import Any
 
+from slayer.data.cache import cache_dir, write_file
 from slayer.errors import CheckpointError, ConfigError
 from slayer.evaluation.forgetting import compare
 from slayer.forward import load_model
 from slayer.importance.removal import removal_losses
+from slayer.models import model_hash_cached
 from slayer.phases.run import Run
 from slayer.reporting.console import print_data, print_finished, print_plan, print_proof
 from slayer.reporting.progress import progress_bar
@@ -68,11 +72,20 @@ def make_plan(run: Run) -> None:
 
 
 def removal_scores(run: Run) -> list[float]:
-    """Loss that each layer's removal adds, in nats per token, on general training text."""
-    model = load_model(run.base, run.config.engine.precision, run.ranks.device)
+    """Loss that each layer's removal adds, in nats per token, on the first rows of the training mixture; measured once per model and text."""
+    rows = run.sample_rows()
+    precision = run.config.engine.precision
+    key = hashlib.sha256(f"{model_hash_cached(run.base)} {precision}".encode() + rows.input_ids_BL.cpu().numpy().tobytes()).hexdigest()
+    remembered = cache_dir() / "removal" / f"{key}.json"
+    if remembered.exists():
+        scores: list[float] = json.loads(remembered.read_text(encoding="utf-8"))
+        return scores
+    model = load_model(run.base, precision, run.ranks.device)
     with progress_bar("removal", run.console) as on_progress:
-        whole, without = removal_losses(model, run.sample_rows(), micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
-    return [loss - whole for loss in without]
+        whole, without = removal_losses(model, rows, micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
+    scores = [loss - whole for loss in without]
+    write_file(remembered, json.dumps(scores).encode())
+    return scores
 
 
 def prove_build(run: Run) -> None:

@@ -51,20 +51,12 @@ class Run:
         return [asdict(report) for report in self.loader.report(self.total_steps)]
 
     def sample_rows(self) -> Batch:
-        """The first rows of general text that training would see (of domain text where there is no replay)."""
+        """The first rows that training would see, domain and replay in their shares: what is measured must serve both."""
         import torch
 
-        wanted = "replay" if "replay" in self.loader.roles.values() and self.config.data.replay > 0 else "domain"
-        parts: list[Batch] = []
-        count = step = 0
-        while count < SAMPLE_ROWS:
-            batch = self.loader.batch(step)
-            chosen = torch.tensor([self.loader.roles[self.loader.source_names[source]] == wanted for source in batch.sources_B.tolist()])
-            parts.append(Batch(**{name: getattr(batch, name)[chosen] for name in Batch.__dataclass_fields__}))
-            count += int(chosen.sum())
-            step += 1
-        merged = {name: torch.cat([getattr(part, name) for part in parts])[:SAMPLE_ROWS].to(self.ranks.device) for name in Batch.__dataclass_fields__}
-        return Batch(**merged)
+        batches = [self.loader.batch(step) for step in range(-(-SAMPLE_ROWS // self.config.train.batch_rows))]
+        fields = Batch.__dataclass_fields__
+        return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches])[:SAMPLE_ROWS].to(self.ranks.device) for name in fields})
 
     def score_folder(self, folder: Path, label: str) -> Nats:
         """Held-out nats of a model folder, from the cache where it was scored before."""

@@ -177,7 +177,7 @@ def change_figure(scores: Sequence[SourceScore]) -> Figure:
             label = f"{percent(change)}  {score.verdict}"
             axes.annotate(label, (outside, place), offset, textcoords="offset points", ha=side, va="center", fontweight="bold", fontsize=9)
         span = max(ends) - min(ends) or 1.0
-        axes.set_xlim(min(ends) - 0.45 * span, max(ends) + 0.45 * span)
+        axes.set_xlim(min(ends) - 0.8 * span, max(ends) + 0.8 * span)  # room for the labels
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(scored)), [f"{score.source}\n{score.role}" for score in scored], color=INK)
         axes.set_ylim(len(scored) - 0.4, -0.6)

@@ -1,108 +1,104 @@
-"""Runs of the real command line on a tiny model and a small corpus."""
+"""Whole runs of the tiny model on a small text, in this process where that will do: a run takes about two seconds, an import five."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_text import run_overrides, write_text
+
+from slayer.training.ranks import Ranks, open_ranks
 
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """How a command ended. `out` is all it printed, on both streams."""
+class RunFolder:
+    """A run folder and what is in it."""
 
-    code: int
-    out: str
-    seconds: float
+    path: Path
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """results.json."""
+        values: dict[str, Any] = json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+        return values
 
-def write_texts(path: Path, documents: int, seed: int, field: str = "text") -> Path:
-    """A JSONL file of short documents of a few words each."""
-    generator = random.Random(seed)
-    words = ["river", "stone", "light", "house", "green", "seven", "never", "water"]
-    lines = [json.dumps({field: f"{number}: " + " ".join(generator.choices(words, k=40))}) for number in range(documents)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def timeless(self) -> list[dict[str, Any]]:
+        """The lines without what a clock or the machine decides."""
+        clocked = ("tokens_per_second", "mfu", "memory_bytes", "step_seconds")
+        return [{key: value for key, value in line.items() if key not in clocked} for line in self.metrics]
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of every line that has one."""
+        return [line["loss"] for line in self.metrics if "loss" in line]
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with domain.jsonl (60 documents) and general.jsonl (40)."""
-    folder = tmp_path_factory.mktemp("corpus")
-    write_texts(folder / "domain.jsonl", 60, seed=1)
-    write_texts(folder / "general.jsonl", 40, seed=2)
+def ranks() -> Iterator[Ranks]:
+    """One process group for all runs: DeepSpeed remembers the first one of a process."""
+    with open_ranks() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text/, runs/ and a cache of its own."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_text(folder / "text")
     return folder
 
 
-@pytest.fixture(scope="session")
-def small(corpus: Path) -> list[str]:
-    """Overrides of a run that takes a few seconds: a tiny model, two steps, little text."""
-    return [
-        "model=tiny", "data=local", f"data.path={corpus / 'domain.jsonl'}", "data.sources.general.builtin=null",
-        f"data.sources.general.path={corpus / 'general.jsonl'}", "data.sequence_length=64", "train.max_steps=2",
-        "heldout.tokens_per_source=300", "heldout.in_loop_tokens_per_source=200", "heldout.samples=1", "heldout.sample_tokens=4",
-    ]  # fmt: skip
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """The environment of a command: no terminal settings of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR", "RANK", "WORLD_SIZE")}
-    return {**kept, "PYTHONUNBUFFERED": "1", **changes}
-
-
-def command(*words: str) -> list[str]:
-    """train.py of this checkout, as a person starts it."""
-    return [sys.executable, str(ROOT / "train.py"), *words]
+@pytest.fixture(scope="module")
+def own_cache(workspace: Path) -> Iterator[None]:
+    """The cache of the workspace, for this process and those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLAYER_CACHE", str(workspace / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")
-def train() -> Callable[..., Done]:
-    """train(words …, SLAYER_CACHE=…): run train.py to its end."""
+def overrides(workspace: Path) -> list[str]:
+    """What makes a run small."""
+    return run_overrides(workspace / "text", workspace / "runs")
 
-    def run(*words: str, **changes: str) -> Done:
-        started = time.monotonic()
-        done = subprocess.run(
-            command(*words), cwd=ROOT, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-            timeout=240, check=False,
-        )  # fmt: skip
-        return Done(code=done.returncode, out=done.stdout, seconds=time.monotonic() - started)
+
+@pytest.fixture(scope="module")
+def run_here(workspace: Path, overrides: list[str], ranks: Ranks, own_cache: None) -> Callable[..., RunFolder]:
+    """run_here("name", "engine=zero0", …): that run, made in this process."""
+
+    def run(name: str, *more: str) -> RunFolder:
+        from slayer.launching.compose import compose
+        from slayer.pipeline import run_pipeline
+
+        run_pipeline(compose([*overrides, *more, f"run={name}"]), "python train.py")
+        return RunFolder(path=workspace / "runs" / name)
 
     return run
 
 
-def start(*words: str) -> subprocess.Popen[str]:
-    """Start train.py in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
-        command(*words), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", start_new_session=True
-    )
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """start(["train.py", …]): a command of the repository in a process of its own."""
 
+    def open_process(words: Sequence[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+        environment = {**os.environ, "COLUMNS": "200"}
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        )
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
-    """Return when `condition` holds; fail when the process ends or the time is over before."""
-    until = time.monotonic() + seconds
-    while not condition():
-        if process.poll() is not None or time.monotonic() > until:
-            process.kill()
-            pytest.fail(f"the run ended or hung before the condition held:\n{process.communicate()[0]}")
-        time.sleep(0.05)
-
-
-def folder_hash(folder: Path) -> str:
-    """One hash of the names and bytes of everything in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        digest.update(f"{path.relative_to(folder)}\n".encode())
-        if path.is_file():
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return open_process

@@ -31,11 +31,18 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config() -> RunConfig:
     return RunConfig(
-        run="trial", model=ModelConfig(name="tiny", random=RandomModelConfig()), prune=2,
-        expansion=ExpansionConfig(strategy="explicit", after=[-1, 3]), freeze=FreezeConfig(schedule="originals"),
-        data=DataConfig(name="mine", sources={"law": SourceConfig(role="domain", path="a: b #c.txt"), "general": SourceConfig(role="replay", builtin="wikipedia_en")}),
-        engine=EngineConfig(zero_stage=2), train=TrainConfig(learning_rate=1e-05, max_steps=0),
-    )  # fmt: skip
+        run="trial",
+        model=ModelConfig(name="tiny", random=RandomModelConfig()),
+        prune=2,
+        expansion=ExpansionConfig(strategy="explicit", after=[-1, 3]),
+        freeze=FreezeConfig(schedule="originals"),
+        data=DataConfig(
+            name="mine",
+            sources={"law": SourceConfig(role="domain", path="a: b #c.txt"), "general": SourceConfig(role="replay", builtin="wikipedia_en")},
+        ),
+        engine=EngineConfig(zero_stage=2),
+        train=TrainConfig(learning_rate=1e-05, max_steps=0),
+    )
 
 
 def test_saving_and_loading_gives_an_equal_configuration(config: RunConfig, tmp_path: Path) -> None:

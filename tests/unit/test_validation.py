@@ -53,16 +53,31 @@ def test_all_problems_are_raised_together() -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("prunee", "prune"), ("seeed", "seed"), ("train.lr", "train.learning_rate"), ("lr", "train.learning_rate"), ("max_steps", "train.max_steps"),
-        ("train.steps", "train.max_steps"), ("train.batch", "train.batch_rows"), ("batch_size", "train.batch_rows"), ("layers", "model.random.layers"),
-        ("data.sources.law.pat", "data.sources.law.path"), ("data.sources.law.weigth", "data.sources.law.weight"), ("run_dir", "runs_dir"),
-        ("learning_rate", "train.learning_rate"), ("expansion.postion", "expansion.strategy"), ("engine.stage", "engine.zero_stage"),
-        ("prune.layers", "prune"), ("tokens_per_source", "heldout.tokens_per_source"), ("quux", None), ("train.quux", None), ("", None), (".", None),
+        ("prunee", "prune"),
+        ("seeed", "seed"),
+        ("train.lr", "train.learning_rate"),
+        ("lr", "train.learning_rate"),
+        ("max_steps", "train.max_steps"),
+        ("train.steps", "train.max_steps"),
+        ("train.batch", "train.batch_rows"),
+        ("batch_size", "train.batch_rows"),
+        ("layers", "model.random.layers"),
+        ("data.sources.law.pat", "data.sources.law.path"),
+        ("data.sources.law.weigth", "data.sources.law.weight"),
+        ("run_dir", "runs_dir"),
+        ("learning_rate", "train.learning_rate"),
+        ("expansion.position", None),
+        ("data.batch_rows", "train.batch_rows"),
+        ("engine.stage", "engine.zero_stage"),
+        ("prune.layers", "prune"),
+        ("tokens_per_source", "heldout.tokens_per_source"),
+        ("quux", None),
+        ("train.quux", None),
+        ("", None),
+        (".", None),
     ],
-)  # fmt: skip
+)
 def test_the_key_that_was_meant(typed: str, meant: str | None) -> None:
-    if typed == "expansion.postion":
-        pytest.skip("nothing is near enough to be sure of") if closest_key(typed) is None else None
     assert closest_key(typed) == meant
 
 
@@ -89,8 +104,14 @@ def test_keys_of_text_are_told_from_words_and_lists() -> None:
 
 
 ANY_VALUE = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3), st.lists(st.text(max_size=3), max_size=3),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=3),
+    st.lists(st.text(max_size=3), max_size=3),
+)
 
 
 @given(st.sampled_from(schema_keys()), ANY_VALUE)
@@ -103,11 +124,22 @@ def test_every_suggested_value_is_one_that_the_key_takes(key: str, wrong: object
 @pytest.mark.parametrize(
     ("key", "wrong", "meant"),
     [
-        ("train.max_steps", "1e3", 1000), ("train.max_steps", 1000.0, 1000), ("prune", "[1", 1), ("expansion.after", 3, [3]), ("prune", [2], 2),
-        ("prune_layers", [1, "x", 2], [1, 2]), ("heldout.samples", -1, 0), ("engine.zero_stage", 7, 3), ("launcher.port", 70000, 65535),
-        ("train.learning_rate", 0, 1e-3), ("train.warmup_share", 3, 0.06), ("dry_run", 1, True), ("tail", "averag", "average"), ("run", None, "NAME"),
+        ("train.max_steps", "1e3", 1000),
+        ("train.max_steps", 1000.0, 1000),
+        ("prune", "[1", 1),
+        ("expansion.after", 3, [3]),
+        ("prune", [2], 2),
+        ("prune_layers", [1, "x", 2], [1, 2]),
+        ("heldout.samples", -1, 0),
+        ("engine.zero_stage", 7, 3),
+        ("launcher.port", 70000, 65535),
+        ("train.learning_rate", 0, 1e-3),
+        ("train.warmup_share", 3, 0.06),
+        ("dry_run", 1, True),
+        ("tail", "averag", "average"),
+        ("run", None, "NAME"),
     ],
-)  # fmt: skip
+)
 def test_suggestions_are_what_was_probably_meant(key: str, wrong: object, meant: object) -> None:
     field = field_at(key)
     assert field is not None and example_for(field, wrong) == meant
@@ -120,7 +152,12 @@ def test_a_key_accepts_what_the_whole_schema_accepts(key: str, value: object) ->
     parts = key.replace("NAME", "law").split(".")
     if field is None or field.is_required():
         return
-    values: dict[str, Any] = {**SOUND, "train": {}, "model": {"name": "tiny", "random": {}}, "data": {**SOUND["data"], "sources": {"law": {"role": "domain"}}}}
+    values: dict[str, Any] = {
+        **SOUND,
+        "train": {},
+        "model": {"name": "tiny", "random": {}},
+        "data": {**SOUND["data"], "sources": {"law": {"role": "domain"}}},
+    }
     inner = values
     for part in parts[:-1]:
         inner[part] = dict(inner.get(part, {}))
@@ -148,7 +185,15 @@ def test_words_that_a_key_may_hold() -> None:
 
 @pytest.mark.parametrize(
     ("name", "fix"),
-    [("a/b", "run=a_b"), ("..", "run=NAME"), (".hidden", "run=hidden"), ("-m", "run=m"), ("two words", "run=two_words"), ("", "run=NAME"), ("é", "run=NAME")],
+    [
+        ("a/b", "run=a_b"),
+        ("..", "run=NAME"),
+        (".hidden", "run=hidden"),
+        ("-m", "run=m"),
+        ("two words", "run=two_words"),
+        ("", "run=NAME"),
+        ("é", "run=NAME"),
+    ],
 )
 def test_names_of_runs_are_plain(name: str, fix: str) -> None:
     good, _ = parse_config({**SOUND, "run": name})

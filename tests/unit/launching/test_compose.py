@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from slayer.config import RandomModelConfig, RunConfig
 from slayer.errors import ConfigError, Problem
-from slayer.launching.commandline import CONF, groups
+from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.compose import compose
 from slayer.launching.naming import split_override
 from slayer.schema import field_at
@@ -61,9 +61,7 @@ def places(text: Path) -> dict[str, str]:
 # ── every file of conf/ ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    "choice", [f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"]
-)
+@pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"])
 def test_every_choice_composes(choice: str, small: list[str], places: dict[str, str], assets: None) -> None:
     group, option = choice.split("=")
     base = [word for word in small if not word.startswith(f"{group}")]
@@ -143,6 +141,8 @@ WRONG = {
     "several values without -m": (["prune=1,2"], {"prune"}),
     "several choices without -m": (["expansion=even,deep_half"], {"expansion"}),
     "range without -m": (["prune=range(1,3)"], {"prune"}),
+    "a sweep of nothing": (["prune=glob(*)"], {"prune"}),
+    "a choice of nothing": (["expansion=glob(x*)"], {"expansion"}),
     "text for a number": (["train.max_steps=many"], {"train.max_steps"}),
     "fraction for a whole number": (["train.max_steps=1.5"], {"train.max_steps"}),
     "1e3 for a whole number": (["train.max_steps=1e3"], {"train.max_steps"}),
@@ -219,6 +219,26 @@ def test_what_is_wrong_is_told_and_its_fix_mends_it(kind: str, small: list[str],
             assert problems_of(alternative) == (), alternative
 
 
+@pytest.mark.parametrize(
+    ("word", "passed_on"),
+    [
+        ("prune=0,2", "++prune=0,2"),
+        ("expansion=even,solar", "expansion=even,solar"),
+        ("prune=range(0,3)", "++prune=range(0,3)"),
+        ("expansion=glob(*_half)", "expansion=glob(*_half)"),
+    ],
+)
+def test_sweeps_are_passed_on(word: str, passed_on: str) -> None:
+    assert tolerant(["-m", word]) == (["-m", passed_on], [])
+    assert [problem.key for problem in tolerant([word])[1]] == [word.partition("=")[0]]
+
+
+def test_options_of_hydra_are_passed_on_with_their_values() -> None:
+    words = ["--cfg", "job", "-p", "train", "hydra.verbose=true", "+hydra.x=1", "--resolve", "-cd", "extra"]
+    assert tolerant([*words, "prune=1"]) == ([*words, "++prune=1"], [])
+    assert tolerant(["--cfg"]) == (["--cfg"], [])
+
+
 def test_all_is_told_at_once(small: list[str]) -> None:
     wrong = [
         "prunee=2", "expansion=shalow_half", "prune_by=[1", "tail=averag", "train.max_steps=abc", "heldout.samples=-1", "seed=${nothing}",
@@ -243,7 +263,9 @@ def test_sound_sections_are_judged_together_whatever_is_wrong_elsewhere(small: l
     assert keys == {"heldout.samples", "engine.micro_batch_rows", "prune"}
 
 
-KEYS = st.sampled_from(["prune", "train", "train.max_steps", "run", "data", "data.sources", "data.sources.a", "expansion", "tail", "model", "nope", "", "a b"])
+KEYS = st.sampled_from(
+    ["prune", "train", "train.max_steps", "run", "data", "data.sources", "data.sources.a", "expansion", "tail", "model", "nope", "", "a b"]
+)
 VALUES = st.one_of(
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12),
     st.sampled_from(["null", "[1,2]", "{a:1}", "${seed}", "${run}", "${oc.env:NOPE}", "???", "1,2", "tiny", "choice(1,2)", "glob(*)", "even"]),
