@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from slayer.config import RunConfig
 from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
@@ -56,7 +57,7 @@ def main() -> int:
     if {"--help", "-h"} & set(typed):
         print_help()
         return 0
-    arguments, refused[:] = tolerant(typed)
+    arguments, refused[:] = tolerant(typed, RunConfig)
     if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
         print_error(ConfigError(refused))
         return 2

@@ -6,17 +6,15 @@ import json
 import random
 from pathlib import Path
 
-WORDS = (
-    "alpha block counsel delta early frozen grows harbour island just keep layer light meadow narrow old patient quiet residual rivers "
-    "shallow slow softly stream token under valley while own their"
-).split()
+DOMAIN_WORDS = ("alpha", "block", "counsel", "delta", "early", "frozen", "grows", "harbour", "island", "just", "keep", "layer", "light", "meadow")
+GENERAL_WORDS = ("island", "light", "narrow", "old", "patient", "quiet", "residual", "rivers", "shallow", "slow", "softly", "stream", "valley")
 
 
 def write_text(folder: Path) -> Path:
     """domain.jsonl and general.jsonl: 60 and 40 documents of 5 to 60 words."""
     generator = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count, words in (("domain", 60, WORDS[:20]), ("general", 40, WORDS[8:])):
+    for name, count, words in (("domain", 60, DOMAIN_WORDS), ("general", 40, GENERAL_WORDS)):
         texts = (" ".join(generator.choice(words) for _ in range(generator.randrange(5, 60))) for _ in range(count))
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return folder

@@ -77,7 +77,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    accepted, problems = tolerant(overrides)
+    accepted, problems = tolerant(overrides, RunConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             composed = hydra_compose("config", overrides=accepted)

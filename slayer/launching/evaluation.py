@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slayer.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig, load_config
+from slayer.config import EvaluationConfig, ModelConfig, RunConfig, load_config
 from slayer.data.sources import source_problems
 from slayer.errors import ConfigError, ModelError, Problem
 from slayer.evaluation.assess import Settings, assess
@@ -50,10 +51,9 @@ def find_subject(name: str) -> Subject:
             raise ModelError(f"{folder} has no model yet; finish it with its own command, or type checkpoint=ANOTHER_RUN")
         return Subject(name=run.run, folder=folder / "model", run=run)
     if folder.is_dir():
-        whole = folder.resolve()
-        return Subject(
-            name=whole.parent.name if whole.name == "model" else whole.name, folder=resolve_model(ModelConfig(name=name, path=str(folder)))
-        )
+        resolved = folder.resolve()
+        named = resolved.parent.name if resolved.name == "model" else resolved.name  # a run's model/ is told apart by its run
+        return Subject(name=named, folder=resolve_model(ModelConfig(name=name, path=str(folder))))
     if name in groups()["model"]:
         return Subject(name=name, folder=resolve_model(_model_of(name)))
     raise ModelError(f"{name} is neither a folder nor one of {', '.join(groups()['model'])}; type checkpoint=runs/NAME")
@@ -71,15 +71,12 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     import torch
 
     subject = find_subject(config.checkpoint)
-    if config.base is not None:
-        base = find_subject(config.base)
-    elif subject.run is not None:
-        base = Subject(name=subject.run.model.name, folder=resolve_model(subject.run.model))
-    else:
-        raise ConfigError(
-            [Problem(key="base", value=None, why=f"{config.checkpoint} is not a run, so it has no base of its own", fix="base=smollm2_135m")]
-        )
-    data = config.data or _data_of(subject)
+    base, data = _base_of(config, subject), config.data or (subject.run.data if subject.run is not None else None)
+    if base is None or data is None:
+        whose = f"{config.checkpoint} is not a run, so it has no"
+        missing = [Problem(key="base", value=None, why=f"{whose} base of its own", fix="base=smollm2_135m")] if base is None else []
+        missing += [Problem(key="data", value=None, why=f"{whose} text of its own", fix="data=demo")] if data is None else []
+        raise ConfigError(missing)
     settings = Settings(
         data=data, heldout=config.heldout, precision=config.precision, micro_batch_rows=config.micro_batch_rows,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
@@ -96,9 +93,9 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     results.update(run=subject.name, model=base.name, heldout=table)
     print_results(results.values, console=console)
     print_finished(write_report(folder), console=console)
-    print_next(
-        [(f"python evaluate.py checkpoint={config.checkpoint} heldout.tokens_per_source=50000", "score more documents, for narrower intervals")]
-    )
+    if own_run:
+        again = f"python evaluate.py checkpoint={shlex.quote(config.checkpoint)} heldout.tokens_per_source=50000"
+        print_next([(again, "score more documents, for narrower intervals")])
     return results.values
 
 
@@ -108,10 +105,10 @@ def _with_start(table: dict[str, Any], before: Mapping[str, Any]) -> dict[str, A
     return {source: {**entry, "start": starts.get(source)} for source, entry in table.items()}
 
 
-def _data_of(subject: Subject) -> DataConfig:
-    if subject.run is not None:
-        return subject.run.data
-    raise ConfigError([Problem(key="data", value=None, why="the checkpoint is not a run, so it has no text of its own", fix="data=demo")])
+def _base_of(config: EvaluationConfig, subject: Subject) -> Subject | None:
+    if config.base is not None:
+        return find_subject(config.base)
+    return Subject(name=subject.run.model.name, folder=resolve_model(subject.run.model)) if subject.run is not None else None
 
 
 def _plain(name: str) -> str:

@@ -92,15 +92,32 @@ class Key:
         return self.purpose if told else f"{self.purpose}: {', '.join(self.words)}"
 
 
-def keys_of(top: str, schema: type[BaseModel] = RunConfig) -> list[Key]:
-    """All keys at and below a top-level key."""
+def keys_of(top: str, page: Page = TRAIN) -> list[Key]:
+    """All keys at and below a top-level key. Defaults are those of the root file of conf/, then those of the schema."""
+    root = root_file(page.config)
     found = []
-    for name in schema_keys(schema):
-        field = field_at(name, schema)
+    for name in schema_keys(page.schema):
+        field = field_at(name, page.schema)
         if field is not None and name.partition(".")[0] == top:
-            default = None if field.is_required() else value_text(field.get_default(call_default_factory=True))
+            default = None if field.is_required() else value_text(_written(root, name, field.get_default(call_default_factory=True)))
             found.append(Key(name=name, default=default, words=choices(field), purpose=field.description or ""))
     return found
+
+
+def _written(values: Any, name: str, otherwise: object) -> object:
+    for part in name.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return otherwise
+        values = values[part]
+    return values
+
+
+def root_file(config: str = "config") -> dict[str, Any]:
+    """conf/config.yaml or conf/evaluate.yaml as plain values."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml"))
+    return dict(values)
 
 
 def first_comment(path: Path) -> str:
@@ -111,10 +128,7 @@ def first_comment(path: Path) -> str:
 
 def default_choices(config: str = "config") -> dict[str, str]:
     """The file of each group that is taken when nobody chooses, from the defaults list."""
-    from omegaconf import OmegaConf
-
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{config}.yaml"))
-    entries = [entry for entry in loaded["defaults"] if isinstance(entry, dict)]
+    entries = [entry for entry in root_file(config)["defaults"] if isinstance(entry, dict)]
     return {group: str(choice or "") for entry in entries for group, choice in entry.items() if "/" not in group}
 
 
@@ -142,7 +156,9 @@ def print_help(page: Page = TRAIN) -> None:
     for words, purpose in page.examples:
         console.print(f"  [cyan]python {page.command} {escape(words)}[/]\n      {purpose}", highlight=False, soft_wrap=True)
     resumes = " The same command started again goes on where it stopped." if page is TRAIN else ""
-    console.print(f"\nBehind = stand the defaults; * marks the choice that is taken when you make none.{resumes}")
+    console.print(
+        f"\nBehind = stand the defaults (a model that brings a recipe sets its own); * marks what is chosen when you choose nothing.{resumes}"
+    )
     for title, tops in page.sections:
         console.print(f"\n[bold]{title}[/]")
         for left, right in section_rows(tops, page):
@@ -155,7 +171,7 @@ def section_rows(tops: Sequence[str], page: Page = TRAIN) -> Iterator[tuple[str,
     for top in tops:
         for option in options_of(top, defaults):
             yield f"{top}={option}{' *' if defaults.get(top) == option else ''}", first_comment(CONF / top / f"{option}.yaml")
-        for key in keys_of(top, page.schema):
+        for key in keys_of(top, page):
             if not set_by_choice(key):
                 yield key.name + ("" if key.default is None else f"={key.default}"), key.explained
 
@@ -193,7 +209,7 @@ def _reference_tables(tops: Sequence[str], page: Page) -> list[str]:
         if options:
             lines += ["", f"| `{top}=` | what |", "| --- | --- |"]
             lines += [f"| `{option}`{' (default)' if defaults.get(top) == option else ''} | {_comment(top, option)} |" for option in options]
-    keys = [key for top in tops for key in keys_of(top, page.schema)]
+    keys = [key for top in tops for key in keys_of(top, page)]
     if keys:
         lines += ["", "| key | default | what |", "| --- | --- | --- |"]
     for key in keys:

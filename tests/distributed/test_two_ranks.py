@@ -42,22 +42,27 @@ def one_rank(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         patch.setenv("SLAYER_CACHE", str(folder / "cache"))
         settings = ["engine.precision=fp32", "engine.micro_batch_rows=1", "engine=zero3", "train.max_steps=4", "train.evaluate_every=2", "prune=1"]
         overrides = [*run_overrides(write_text(folder / "text"), folder), *settings]
+        (folder / "overrides.json").write_text(json.dumps(overrides), encoding="utf-8")
         for name in ("one-rank", "two-ranks"):
             save_config(compose([*overrides, f"run={name}"]), folder / f"{name}.yaml")
         run_pipeline(load_config(folder / "one-rank.yaml"), "python train.py")
     return folder, found, {"pipeline_batches": batches}
 
 
+def start_apart(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, with nothing of this process's group."""
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {**inherited, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "SLAYER_CACHE": str(folder / "cache")}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=TESTS.parent)
+
+
 @pytest.fixture(scope="module")
 def two_ranks(one_rank: tuple[Path, list[Found], Found]) -> list[Found]:
     """What each of two ranks found."""
     folder = one_rank[0]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "SLAYER_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ended = subprocess.run(
-        [*command, str(TESTS / "distributed" / "two_ranks_worker.py"), str(folder)],
-        env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=TESTS.parent,
-    )  # fmt: skip
+    worker = TESTS / "distributed" / "two_ranks_worker.py"
+    ended = start_apart(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(worker), str(folder))
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
@@ -124,9 +129,8 @@ def test_a_whole_run_on_two_ranks_is_the_run_on_one(one_rank: tuple[Path, list[F
     alone = one_rank[2]["pipeline_batches"]
     taken = [found["pipeline_batches"] for found in two_ranks]
     assert len(alone) == 16 and [batch for pair in zip(*taken, strict=True) for batch in pair] == alone
-    lines = [
-        [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] for name in ("one-rank", "two-ranks")
-    ]
+    texts = [(folder / name / "metrics.jsonl").read_text(encoding="utf-8") for name in ("one-rank", "two-ranks")]
+    lines = [[json.loads(line) for line in text.splitlines()] for text in texts]
     assert len(lines[0]) == 7
     clocked = ("tokens_per_second", "mfu", "memory_bytes", "step_seconds")
     for one, two in zip(*lines, strict=True):
@@ -137,3 +141,12 @@ def test_a_whole_run_on_two_ranks_is_the_run_on_one(one_rank: tuple[Path, list[F
     assert two_ranks[0]["objective"] == pytest.approx(results[0]["objective"]["value"], abs=1e-4) and two_ranks[1]["objective"] is None
     models = [load_file(folder / name / "model" / "model.safetensors") for name in ("one-rank", "two-ranks")]
     assert difference(*models) < 1e-4
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_a_finished_run_on_two_ranks_is_only_shown_again(one_rank: tuple[Path, list[Found], Found]) -> None:
+    folder = one_rank[0]
+    overrides = json.loads((folder / "overrides.json").read_text(encoding="utf-8"))
+    ended = start_apart(folder, "train.py", *overrides, "run=two-ranks", "launcher.processes=2")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "is finished; nothing to do" in ended.stdout

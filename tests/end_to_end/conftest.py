@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from run_folders import ROOT, RunFolder
 from small_text import run_overrides, write_text
 
 from slayer.training.ranks import Ranks, open_ranks
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunFolder:
-    """A run folder and what is in it."""
-
-    path: Path
-
-    @property
-    def results(self) -> dict[str, Any]:
-        """results.json."""
-        values: dict[str, Any] = json.loads((self.path / "results.json").read_text(encoding="utf-8"))
-        return values
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-    @property
-    def timeless(self) -> list[dict[str, Any]]:
-        """The lines without what a clock or the machine decides."""
-        clocked = ("tokens_per_second", "mfu", "memory_bytes", "step_seconds")
-        return [{key: value for key, value in line.items() if key not in clocked} for line in self.metrics]
-
-    @property
-    def losses(self) -> list[float]:
-        """The training loss of every line that has one."""
-        return [line["loss"] for line in self.metrics if "loss" in line]
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +63,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     """start(["train.py", …]): a command of the repository in a process of its own."""
 
     def open_process(words: Sequence[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
-        environment = {**os.environ, "COLUMNS": "200"}
+        ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")  # of this process's group
+        environment = {**{name: value for name, value in os.environ.items() if name not in ours}, "COLUMNS": "200"}
         return subprocess.Popen(
             [sys.executable, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )

@@ -15,6 +15,8 @@ import pytest
 from command_runs import folder_hash, run_here, train
 from small_text import run_overrides, write_text
 
+from slayer.training.ranks import Ranks
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
@@ -24,7 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(small: list[str]) -> Path:
+def runs(small: list[str], ranks: Ranks) -> Path:
     """The folder of its runs, with a finished one that is called earlier."""
     run_here(*small, "run=earlier")
     return Path(small[-1].removeprefix("runs_dir="))

@@ -13,6 +13,8 @@ import pytest
 from command_runs import Done, folder_hash, run_here, start, train, wait_for
 from small_text import run_overrides, write_text
 
+from slayer.training.ranks import Ranks
+
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
@@ -60,7 +62,7 @@ def test_a_wrong_word_stops_a_whole_sweep_before_it_starts(small: list[str], tmp
 
 
 @pytest.fixture(scope="module")
-def planned(small: list[str]) -> tuple[Path, Done]:
+def planned(small: list[str], ranks: Ranks) -> tuple[Path, Done]:
     """A dry run, changed and run again under the same name."""
     run_here(*small, "run=plan", "dry_run=true", "prune=1", "expansion=deep_half")
     folder = Path(small[-1].removeprefix("runs_dir=")) / "plan"
@@ -134,7 +136,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(stopped: dict[str, Any]) -> N
 # ── two ranks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_two_ranks_see_the_tokens_of_one(small: list[str], tmp_path: Path) -> None:
+def test_two_ranks_see_the_tokens_of_one(small: list[str], ranks: Ranks, tmp_path: Path) -> None:
     words = [*small, f"runs_dir={tmp_path}", "train.batch_rows=8", "engine.precision=fp32", "heldout.samples=0"]
     run_here(*words, "run=one")
     two = train(*words, "run=two", "launcher.processes=2")

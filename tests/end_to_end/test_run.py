@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RunFolder
+from run_folders import RunFolder
 from safetensors.torch import load_file, save_file
 from small_training import RandomRows
 

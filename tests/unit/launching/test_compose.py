@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from slayer.config import RandomModelConfig, RunConfig
+from slayer.config import EvaluationConfig, RandomModelConfig, RunConfig
 from slayer.errors import ConfigError, Problem
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.compose import compose
@@ -229,14 +229,23 @@ def test_what_is_wrong_is_told_and_its_fix_mends_it(kind: str, small: list[str],
     ],
 )
 def test_sweeps_are_passed_on(word: str, passed_on: str) -> None:
-    assert tolerant(["-m", word]) == (["-m", passed_on], [])
-    assert [problem.key for problem in tolerant([word])[1]] == [word.partition("=")[0]]
+    assert tolerant(["-m", word], RunConfig) == (["-m", passed_on], [])
+    assert [problem.key for problem in tolerant([word], RunConfig)[1]] == [word.partition("=")[0]]
 
 
 def test_options_of_hydra_are_passed_on_with_their_values() -> None:
     words = ["--cfg", "job", "-p", "train", "hydra.verbose=true", "+hydra.x=1", "--resolve", "-cd", "extra"]
-    assert tolerant([*words, "prune=1"]) == ([*words, "++prune=1"], [])
-    assert tolerant(["--cfg"]) == (["--cfg"], [])
+    assert tolerant([*words, "prune=1"], RunConfig) == ([*words, "++prune=1"], [])
+    assert tolerant(["--cfg"], RunConfig) == (["--cfg"], [])
+
+
+def test_evaluate_has_keys_and_choices_of_its_own() -> None:
+    words = ["checkpoint=runs/my run (2)", "data=demo", "heldout.samples=1"]
+    assert tolerant(words, EvaluationConfig) == (["++checkpoint='runs/my run (2)'", "data=demo", "++heldout.samples=1"], [])
+    assert tolerant(["data=demo", "data=null"], EvaluationConfig) == ([], [])
+    assert [problem.fix for problem in tolerant(["checkpont=x", "prune=2", "data=dema"], EvaluationConfig)[1]] == [
+        "checkpoint=x", "leave out prune", "data=demo",
+    ]  # fmt: skip
 
 
 def test_all_is_told_at_once(small: list[str]) -> None:
@@ -273,7 +282,7 @@ VALUES = st.one_of(
 
 
 @given(st.lists(st.one_of(st.builds("{}={}".format, KEYS, VALUES), st.builds("++{}={}".format, KEYS, VALUES), KEYS.map("~{}".format)), max_size=3))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_whatever_is_typed_is_understood_or_explained(small: list[str], typed: list[str]) -> None:
     try:
         config = compose([*small, *typed])

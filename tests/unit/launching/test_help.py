@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from slayer.config import EvaluationConfig, RunConfig
+from slayer.config import EvaluationConfig, RandomModelConfig, RunConfig
+from slayer.data.random_model import tiny_model
 from slayer.launching.commandline import CONF, groups
+from slayer.launching.compose import compose
 from slayer.launching.help import (
     EVALUATE,
     TRAIN,
@@ -19,7 +21,7 @@ from slayer.launching.help import (
     set_by_choice,
 )
 from slayer.launching.naming import split_override
-from slayer.schema import field_at, schema_keys
+from slayer.schema import field_at, schema_keys, value_text
 
 ROOT = Path(__file__).parents[3]
 
@@ -72,7 +74,20 @@ def test_defaults_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
         if option:
             assert f"  {group}={option} *" in page
     assert page.count(" * ") == sum(bool(option) for option in default_choices().values()) + 1  # and the line that explains the sign
-    assert "train.batch_rows=4 " in page and "expansion.after=null " in page
+
+
+def test_the_defaults_shown_are_those_of_a_run(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run with a model that brings no recipe of its own."""
+    print_help()
+    page = capsys.readouterr().out
+    config = compose(["model=local", f"model.path={tiny_model(RandomModelConfig())}", *small[1:]])
+    for section in ("train", "heldout", "engine", "expansion"):
+        for key, value in getattr(config, section).model_dump().items():
+            shown = f"  {section}.{key}={value_text(value)}"
+            assert key in ("strategy", "zero_stage") or f"{shown} " in page or f"{shown}\n" in page, shown
+    for key in ("prune", "prune_by", "tail", "runs_dir", "seed", "objective"):
+        shown = f"  {key}={value_text(config.model_dump()[key])}"
+        assert (shown if key != "runs_dir" else "  runs_dir=runs") in page
 
 
 def test_words_are_listed_once() -> None:
