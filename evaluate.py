@@ -6,12 +6,14 @@ import sys
 from typing import Any
 
 import hydra
-from omegaconf import OmegaConf
 
+from slayer.config import EvaluationConfig
 from slayer.errors import Problem, SlayerError
-from slayer.launching.compose import CONF, tolerant
+from slayer.launching.commandline import CONF, tolerant
+from slayer.launching.compose import resolved
 from slayer.launching.evaluation import run_evaluation, validate_evaluation
 from slayer.launching.help import print_evaluation_help
+from slayer.launching.local import as_message
 from slayer.reporting.console import print_error
 
 refused: list[Problem] = []
@@ -22,11 +24,11 @@ exit_codes: list[int] = []
 def run(composed: Any) -> None:
     """One evaluation."""
     try:
-        values: Any = OmegaConf.to_container(composed, resolve=True)
-        run_evaluation(validate_evaluation(values, refused))
+        values, unresolved = resolved(composed)
+        run_evaluation(validate_evaluation(values, [*refused, *unresolved]))
         exit_codes.append(0)
-    except SlayerError as error:
-        print_error(error)
+    except (SlayerError, OSError) as error:
+        print_error(as_message(error))
         exit_codes.append(2)
 
 
@@ -35,7 +37,7 @@ def main() -> int:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print_evaluation_help()
         return 0
-    sys.argv[1:], refused[:] = tolerant(sys.argv[1:])
+    sys.argv[1:], refused[:] = tolerant(sys.argv[1:], EvaluationConfig)
     try:
         run()
     except KeyboardInterrupt:

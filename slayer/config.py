@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from yaml import YAMLError
 
 from slayer.errors import CheckpointError
 
@@ -17,7 +18,7 @@ from slayer.errors import CheckpointError
 class Section(BaseModel):
     """A frozen group of keys; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RandomModelConfig(Section):
@@ -146,7 +147,7 @@ class LauncherConfig(Section):
 class RunConfig(Section):
     """One run, complete."""
 
-    seed: int = Field(0, ge=0, description="seed of data order and random initialisation")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of data order and random initialisation")
     run: str = Field(description="name of the run folder; default: made from the overrides")
     runs_dir: str = Field("runs", description="folder of run folders")
     dry_run: bool = Field(False, description="stop after the plan")
@@ -182,9 +183,9 @@ class EvaluationConfig(Section):
     base: str | None = Field(None, description="what it is compared with, likewise; a run knows its own base")
     suite: Literal["heldout"] = Field("heldout", description="heldout: bits per byte of held-out text")
     output: str | None = Field(None, description="folder for results.json and report; default: the run folder, or runs/evaluations/NAME")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute precision")
-    micro_batch_rows: int = Field(4, ge=1, description="rows in one forward pass")
-    heldout: HeldoutConfig = Field(default_factory=HeldoutConfig)
+    precision: Literal["bf16", "fp32"] | None = Field(None, description="compute precision; null: the run's own, else bf16")
+    micro_batch_rows: int | None = Field(None, ge=1, description="rows in one forward pass; null: the run's own, else 4")
+    heldout: HeldoutConfig | None = Field(None, description="what is scored; null: the run's own choice, so its numbers come again")
     data: DataConfig | None = Field(None, description="text to score on; default: the run's own")
 
 
@@ -204,20 +205,18 @@ def load_config(path: Path) -> RunConfig:
     """Read a configuration that `save_config` wrote; CheckpointError when it is not one."""
     try:
         return RunConfig.model_validate(OmegaConf.to_container(OmegaConf.load(path)))
-    except (OSError, ValidationError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:  # pydantic's ValidationError is a ValueError
         raise CheckpointError(f"{path} is not a configuration of this version; start a new run with run=NAME") from error
 
 
 def config_differences(saved: RunConfig, asked: RunConfig) -> list[tuple[str, object, object]]:
     """(key, saved value, asked value) of every difference that would change what a run computes."""
 
-    def flatten(value: object, prefix: str) -> dict[str, object]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        flat: dict[str, object] = {}
-        for key, inner in value.items():
-            flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-        return flat
+    def flatten(value: object, other: object, prefix: str) -> list[tuple[str, object, object]]:
+        if isinstance(value, dict) and isinstance(other, dict):
+            keys = sorted({*value, *other})
+            return [found for key in keys for found in flatten(value.get(key), other.get(key), f"{prefix}.{key}" if prefix else str(key))]
+        return [(prefix, value, other)] if value != other else []
 
-    one, two = flatten(saved.model_dump(exclude=set(NOT_PART_OF_A_RUN)), ""), flatten(asked.model_dump(exclude=set(NOT_PART_OF_A_RUN)), "")
-    return [(key, one.get(key), two.get(key)) for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+    left_out = set(NOT_PART_OF_A_RUN)
+    return flatten(saved.model_dump(exclude=left_out), asked.model_dump(exclude=left_out), "")

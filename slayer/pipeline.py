@@ -25,8 +25,10 @@ def run_pipeline(config: RunConfig, command: str) -> Outcome:
         run = Run(config, base, ranks)
         if ranks.is_first:
             check_run_folder(config)
-            if "objective" in Results(config.folder):
-                return show_again(run)
+        if "objective" in Results(config.folder).values:
+            ranks.wait()
+            return show_again(run)
+        if ranks.is_first:
             save_config(config, config.folder / "config.yaml")
             prepare(run, command)
         ranks.wait()

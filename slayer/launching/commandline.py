@@ -49,16 +49,9 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return bool({"-m", "--multirun"} & set(arguments))
 
 
-def tolerant(arguments: Sequence[str], schema: type[BaseModel] | None = None, conf: Path = CONF) -> tuple[list[str], list[Problem]]:
-    """The command line as Hydra will accept it, and the problems of what had to be left out. Of a key typed twice the last counts.
-
-    Without a schema keys are passed on as they are, for whoever validates afterwards; only choices are judged.
-    """
-    options = {
-        group: names
-        for group, names in groups(conf).items()
-        if schema is None or group in schema.model_fields or (group, schema) == ("experiment", RunConfig)
-    }
+def tolerant(arguments: Sequence[str], schema: type[BaseModel], conf: Path = CONF) -> tuple[list[str], list[Problem]]:
+    """The command line as Hydra will accept it, and the problems of what had to be left out. Of a key typed twice the last counts."""
+    options = {group: names for group, names in groups(conf).items() if group in schema.model_fields or (group, schema) == ("experiment", RunConfig)}
     sweep = is_sweep(arguments)
     kept: list[str] = []
     accepted: dict[str, str] = {}
@@ -71,12 +64,7 @@ def tolerant(arguments: Sequence[str], schema: type[BaseModel] | None = None, co
                 kept += [value for value in [next(words, None)] if value is not None]
             continue
         key = split_override(word)[0]
-        if key in options:
-            judged = _judge_choice(word, options[key], field_at(key, schema) if schema else None, sweep)
-        elif schema is None:
-            judged = word if word.startswith("~") else f"++{word.lstrip('+')}"
-        else:
-            judged = _judge_value(word, schema, sweep)
+        judged = _judge_choice(word, options[key], field_at(key, schema), sweep) if key in options else _judge_value(word, schema, sweep)
         if isinstance(judged, Problem):
             problems.append(judged)
             continue

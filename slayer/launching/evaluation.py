@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slayer.config import EvaluationConfig, ModelConfig, RunConfig, load_config
+from slayer.config import EvaluationConfig, HeldoutConfig, ModelConfig, RunConfig, load_config
 from slayer.data.sources import source_problems
 from slayer.errors import ConfigError, ModelError, Problem
 from slayer.evaluation.assess import Settings, assess
@@ -77,8 +77,12 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
         missing = [Problem(key="base", value=None, why=f"{whose} base of its own", fix="base=smollm2_135m")] if base is None else []
         missing += [Problem(key="data", value=None, why=f"{whose} text of its own", fix="data=demo")] if data is None else []
         raise ConfigError(missing)
+    run = subject.run
     settings = Settings(
-        data=data, heldout=config.heldout, precision=config.precision, micro_batch_rows=config.micro_batch_rows,
+        data=data,
+        heldout=config.heldout or (run.heldout if run else HeldoutConfig()),
+        precision=config.precision or (run.engine.precision if run else "bf16"),
+        micro_batch_rows=config.micro_batch_rows or (run.engine.micro_batch_rows if run else 4),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )  # fmt: skip
     console = open_console()

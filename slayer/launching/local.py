@@ -1,4 +1,4 @@
-"""Starts a run on this machine: in this process, or as ranks of its own under torchrun."""
+"""Starts a run on this machine: in this process, or as ranks of its own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import errno
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from slayer.config import RunConfig, save_config
 from slayer.errors import EngineError, SlayerError
 from slayer.launching.compose import under_torchrun
+from slayer.launching.processes import run_ranks, threads_per_rank
 from slayer.training.ranks import require_free_port
 
 STOPPED_EXIT_CODE = 130
@@ -105,11 +104,10 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
         return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
     failure = config.folder / "failure.txt"
     failure.unlink(missing_ok=True)
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // config.launcher.processes, 1))),
-    }
-    exit_code = _wait([sys.executable, *_ranks(config), "-m", "slayer.launching.worker", str(config.folder), command], environment)
+    launcher = config.launcher
+    environment = {**os.environ, "OMP_NUM_THREADS": threads_per_rank(launcher.processes)}
+    worker = [sys.executable, "-m", "slayer.launching.worker", str(config.folder), command]
+    exit_code = run_ranks(worker, processes=launcher.processes, port=launcher.port, environment=environment)
     if exit_code == 0:
         values = Results(config.folder).values
         return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
@@ -123,22 +121,3 @@ def _death(exit_code: int) -> str:
         return f"the run ended with exit code {exit_code}; what it said stands in the terminal"
     hint = ", which is what a system does that runs out of memory" if -exit_code == signal.SIGKILL else ""
     return f"the run was killed by {signal.Signals(-exit_code).name}{hint}; start it again to go on from its newest checkpoint"
-
-
-def _ranks(config: RunConfig) -> list[str]:
-    launcher = config.launcher
-    if launcher.processes == 1:
-        return []
-    where = ["--standalone"] if launcher.port == 0 else ["--master_addr=127.0.0.1", f"--master_port={launcher.port}"]
-    return ["-m", "torch.distributed.run", *where, f"--nproc_per_node={launcher.processes}"]
-
-
-def _wait(command: list[str], environment: dict[str, str]) -> int:
-    """Run to the end. Ctrl-C reaches the ranks by itself (one terminal, one group); here it is only waited out."""
-    heard = signal.getsignal(signal.SIGINT)
-    process = subprocess.Popen(command, env=environment, cwd=Path.cwd())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, heard)

@@ -40,7 +40,7 @@ def composed(words: Sequence[str]) -> EvaluationConfig:
     """What evaluate.py makes of a command line."""
     from hydra import compose, initialize_config_dir
 
-    accepted, problems = tolerant(words)
+    accepted, problems = tolerant(words, EvaluationConfig)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         values, unresolved = resolved(compose("evaluate", overrides=accepted))
     return validate_evaluation(values, [*problems, *unresolved])
