@@ -1,7 +1,7 @@
 """Tokens on disk: each source is tokenised once per (text, tokenizer, settings) and memory-mapped by every run after that.
 
-A training document is [BOS, if the tokenizer adds one by itself] + text + [EOS], each of the two exactly once: the text is
-encoded without any special token, and a string such as "</s>" inside it stays ordinary text.
+A training document is [BOS, where the tokenizer has one] + text + [EOS], each of the two exactly once, whatever the tokenizer adds by
+itself: the text is encoded without any special token, and a string such as "</s>" inside it stays ordinary text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from slayer.data.cache import cache_dir, written_aside
 from slayer.data.document import Document
 from slayer.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raised when stores written before would be read wrongly."""
 
 BATCH_DOCUMENTS = 1_000
@@ -87,14 +87,17 @@ def tokenizer_hash(tokenizer: Any) -> str:
             state.pop(passing, None)
     else:
         state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "options": repr(sorted(tokenizer.init_kwargs.items()))}
-    whole = [state, tokenizer.bos_token_id, tokenizer.eos_token_id, adds_bos(tokenizer)]
+    whole = [state, tokenizer.bos_token_id, tokenizer.eos_token_id, start_token(tokenizer)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def adds_bos(tokenizer: Any) -> bool:
-    """True when the tokenizer puts BOS in front of a text by itself."""
-    ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
+def start_token(tokenizer: Any) -> int | None:
+    """What every document starts with: BOS, whether or not the tokenizer puts it there by itself; None where there is no BOS.
+
+    Held-out text is scored behind BOS (lm-eval's rule), and a model should be trained the way it is scored: documents that
+    start with their own first word leave it unlearnt, and leave the model without the token it attends to when lost.
+    """
+    return None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -157,15 +160,16 @@ def _write(folder: Path, key: str, documents: Sequence[Document], tokenizer: Any
     import pyarrow as pa
 
     schema = pa.schema({"tokens": pa.list_(pa.int32()), "n_bytes": pa.int64()})
-    before = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    start = start_token(tokenizer)
+    before = [] if start is None else [start]
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(documents), BATCH_DOCUMENTS):
-            ids = [[*before, *one, tokenizer.eos_token_id] for one in _encode_batch(tokenizer, documents, start)]
-            sizes = [len(document.text.encode()) for document in documents[start : start + BATCH_DOCUMENTS]]
+        for first in range(0, len(documents), BATCH_DOCUMENTS):
+            ids = [[*before, *one, tokenizer.eos_token_id] for one in _encode_batch(tokenizer, documents, first)]
+            sizes = [len(document.text.encode()) for document in documents[first : first + BATCH_DOCUMENTS]]
             yield pa.record_batch([pa.array(ids, pa.list_(pa.int32())), pa.array(sizes, pa.int64())], schema=schema)
             if on_progress is not None:
-                on_progress(label, min(start + BATCH_DOCUMENTS, len(documents)), len(documents))
+                on_progress(label, min(first + BATCH_DOCUMENTS, len(documents)), len(documents))
 
     table = pa.Table.from_batches(batches(), schema=schema)
     shown = datasets.is_progress_bar_enabled()

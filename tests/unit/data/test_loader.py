@@ -86,7 +86,7 @@ def test_an_epoch_holds_every_token_of_every_document_once(make_loader: MakeLoad
                 seen.update(tokens for _, tokens, _ in pieces_of(loader.batch(step), tokenizer.eos_token_id, tokenizer.pad_token_id))
             wanted: Counter[tuple[int, ...]] = Counter()
             for document in read_source(report.name, data.sources[report.name]).train:
-                ids = [*tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                ids = [tokenizer.bos_token_id, *tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 wanted.update(tuple(ids[start : start + 64]) for start in range(0, len(ids), 64))
             assert seen == wanted
 
@@ -96,7 +96,7 @@ def test_the_last_token_of_a_cut_piece_predicts_the_next_piece(make_loader: Make
     follows: dict[tuple[int, ...], set[int]] = {}
     for name in loader.source_names:
         for document in read_source(name, data.sources[name]).train:
-            ids = [*tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = [tokenizer.bos_token_id, *tokenizer(document.text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             for start in range(0, len(ids) - 16, 16):
                 follows.setdefault(tuple(ids[start : start + 16]), set()).add(ids[start + 16])
     cut = 0
@@ -154,7 +154,7 @@ def test_report_adds_up(make_loader: MakeLoader, data: DataConfig) -> None:
         text = read_source(report.name, data.sources[report.name])
         assert (report.train_documents, report.heldout_documents) == (len(text.train), len(text.heldout))
         assert report.train_bytes == sum(len(document.text.encode()) for document in text.train)
-        assert report.train_tokens == report.train_bytes + report.train_documents  # one token a byte, and EOS
+        assert report.train_tokens == report.train_bytes + 2 * report.train_documents  # one token a byte, BOS and EOS
         assert report.fill == pytest.approx(report.train_tokens / (report.rows * 64))
         assert report.epochs == pytest.approx(counted[number] / report.rows)
     assert sum(report.share for report in loader.report(1)) == pytest.approx(1)
@@ -182,6 +182,6 @@ def test_without_replay_the_general_text_is_still_held_out(make_loader: MakeLoad
 
 def test_a_single_tiny_source_makes_batches(tmp_path: Any, tokenizer: Any, own_cache: Any) -> None:
     (tmp_path / "two.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    config = DataConfig(name="two", sources={"two": SourceConfig(role="domain", path=str(tmp_path / "two.jsonl"))}, replay=0.0, sequence_length=8)
+    config = DataConfig(name="two", sources={"two": SourceConfig(role="domain", path=str(tmp_path / "two.jsonl"))}, replay=0.0, sequence_length=10)
     batch = build_loader(config, tokenizer, seed=0, batch_rows=4).batch(1_000_000)
-    assert (batch.input_ids_BL[:, 3] == tokenizer.eos_token_id).all() and (batch.documents_BL == torch.tensor([0] * 4 + [1] * 4)).all()
+    assert (batch.input_ids_BL[:, 4] == tokenizer.eos_token_id).all() and (batch.documents_BL == torch.tensor([0] * 5 + [1] * 5)).all()

@@ -12,7 +12,7 @@ from slayer.data.assets import cache_dir
 from slayer.data.cache import written_aside
 from slayer.data.document import Document
 from slayer.data.random_model import byte_tokenizer
-from slayer.data.tokens import TokenStore, adds_bos, content_hash, heldout_documents, token_store, tokenizer_hash
+from slayer.data.tokens import TokenStore, content_hash, heldout_documents, start_token, token_store, tokenizer_hash
 from slayer.errors import DataError
 
 TEXTS = ["hello", "", "naïve 日本 🎉", "a </s> <eos> <bos> b", "x" * 3_000]
@@ -29,14 +29,16 @@ def bos_tokenizer() -> Any:
     return tokenizer
 
 
-@pytest.mark.parametrize("with_bos", [False, True])
-def test_bos_and_eos_stand_exactly_once(own_cache: Path, with_bos: bool) -> None:
-    tokenizer = bos_tokenizer() if with_bos else byte_tokenizer()
-    assert adds_bos(tokenizer) is with_bos
+@pytest.mark.parametrize("kind", ["adds BOS and EOS by itself", "adds nothing", "has no BOS"])
+def test_bos_and_eos_stand_exactly_once(own_cache: Path, kind: str) -> None:
+    tokenizer = bos_tokenizer() if kind.startswith("adds BOS") else byte_tokenizer()
+    if kind == "has no BOS":
+        tokenizer.bos_token = None
+    assert start_token(tokenizer) == tokenizer.bos_token_id
     store = token_store(documents(), tokenizer, label="test")
     for index, text in enumerate(TEXTS):
         tokens = store.document_tokens(index).tolist()
-        before = [tokenizer.bos_token_id] if with_bos else []
+        before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         assert tokens[: len(before)] == before and tokens[-1] == tokenizer.eos_token_id
         inner = tokens[len(before) : -1]
         assert not {tokenizer.bos_token_id, tokenizer.eos_token_id} & set(inner)
@@ -46,7 +48,7 @@ def test_bos_and_eos_stand_exactly_once(own_cache: Path, with_bos: bool) -> None
 def test_counts_and_lengths(own_cache: Path, tokenizer: Any) -> None:
     store = token_store(documents(), tokenizer, label="test")
     assert store.n_documents == len(TEXTS)
-    assert store.lengths.tolist() == [len(text.encode()) + 1 for text in TEXTS]
+    assert store.lengths.tolist() == [len(text.encode()) + 2 for text in TEXTS]
     assert store.n_tokens == sum(store.lengths) and store.n_bytes == sum(len(text.encode()) for text in TEXTS)
 
 
@@ -60,7 +62,7 @@ def test_many_documents_keep_their_order(own_cache: Path, tokenizer: Any) -> Non
     texts = [f"document {number}" for number in range(2_345)]
     seen: list[tuple[str, int, int]] = []
     store = token_store(documents(texts), tokenizer, label="many", on_progress=lambda *report: seen.append(report))
-    assert [tokenizer.decode(store.document_tokens(index)[:-1]) for index in range(len(texts))] == texts
+    assert [tokenizer.decode(store.document_tokens(index)[1:-1]) for index in range(len(texts))] == texts
     assert seen == [("many", 1_000, 2_345), ("many", 2_000, 2_345), ("many", 2_345, 2_345)]
 
 
