@@ -44,7 +44,7 @@ TRAIN = Page(
         ("expansion=even prune=2 dry_run=true", "only show the plan"),
         ("model=local model.path=DIR data=local data.path=TEXT", "your model, your text"),
         ("-m expansion=shallow_half,even,deep_half prune=0,2", "a sweep: one run per combination, one page that compares them"),
-        ("engine=zero3 launcher.processes=2 engine.micro_batch_rows=2", "two ranks on this machine"),
+        ("engine=zero3 launcher.processes=2 engine.micro_batch_rows=1", "two ranks on this machine"),
         ("--cfg job expansion=even", "show the configuration and stop"),
     ),
     sections=(
