@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from slayer.data.packing import pack
 from slayer.forward import PackedRows, nll_BL, split_rows
 
 if TYPE_CHECKING:
@@ -77,29 +78,24 @@ def choose_documents(documents: Iterable[HeldoutDocument], tokens_budget: int) -
 
 
 def build_heldout_set(source: str, documents: Sequence[HeldoutDocument], *, prefix_token: int, row_tokens: int) -> HeldoutSet:
-    """Cut documents into windows and lay them out in rows, in order, a new row when the next window does not fit."""
+    """Cut documents into windows and pack the windows into rows."""
     import torch
 
-    rows: list[list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]] = [[]]
-    free = row_tokens
-    digest = hashlib.sha256(f"{prefix_token} {row_tokens}".encode())
+    windows: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+    digest = hashlib.sha256(f"packed {prefix_token} {row_tokens}".encode())
     for owner, document in enumerate(documents):
         targets = np.asarray(document.tokens, dtype=np.int64)
         inputs = np.concatenate([[prefix_token], targets[:-1]])
         digest.update(targets.tobytes() + document.n_bytes.to_bytes(8, "little"))
-        for start in range(0, len(targets), row_tokens):
-            window = (owner, inputs[start : start + row_tokens], targets[start : start + row_tokens])
-            if len(window[1]) > free:
-                rows.append([])
-                free = row_tokens
-            rows[-1].append(window)
-            free -= len(window[1])
-    shape = (len(rows), row_tokens)
+        windows += [(owner, inputs[at : at + row_tokens], targets[at : at + row_tokens]) for at in range(0, len(targets), row_tokens)]
+    packing = pack(np.array([len(window[1]) for window in windows], np.int64), row_tokens)
+    shape = (packing.n_rows, row_tokens)
     inputs_BL, labels_BL = np.full(shape, prefix_token, np.int64), np.full(shape, IGNORED, np.int64)
     positions_BL, documents_BL, owners_BL = np.zeros(shape, np.int64), np.full(shape, row_tokens, np.int64), np.full(shape, -1, np.int64)
-    for row, windows in enumerate(rows):
+    for row in range(packing.n_rows):
         at = 0
-        for number, (owner, window_inputs, window_targets) in enumerate(windows):
+        for number, window in enumerate(packing.documents[packing.row_offsets[row] : packing.row_offsets[row + 1]].tolist()):
+            owner, window_inputs, window_targets = windows[window]
             place = slice(at, at + len(window_inputs))
             inputs_BL[row, place], labels_BL[row, place], owners_BL[row, place] = window_inputs, window_targets, owner
             positions_BL[row, place], documents_BL[row, place] = np.arange(len(window_inputs)), number

@@ -16,8 +16,8 @@ from slayer.surgery.plan import LayerPlan, load_plan
 from slayer.training.optim import planned_steps
 from slayer.training.ranks import Ranks
 
-SAMPLE_ROWS = 4
-"""Rows of real training text for the removal scores and the proof."""
+SAMPLE_TOKENS = 2048
+"""Real training text for the removal scores and the proof, in whole rows."""
 
 
 class Run:
@@ -54,9 +54,10 @@ class Run:
         """The first rows that training would see, domain and replay in their shares: what is measured must serve both."""
         import torch
 
-        batches = [self.loader.batch(step) for step in range(-(-SAMPLE_ROWS // self.config.train.batch_rows))]
+        n_rows = max(SAMPLE_TOKENS // self.config.data.sequence_length, 1)
+        batches = [self.loader.batch(step) for step in range(-(-n_rows // self.config.train.batch_rows))]
         fields = Batch.__dataclass_fields__
-        return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches])[:SAMPLE_ROWS].to(self.ranks.device) for name in fields})
+        return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches])[:n_rows].to(self.ranks.device) for name in fields})
 
     def score_folder(self, folder: Path, label: str) -> Nats:
         """Held-out nats of a model folder, from the cache where it was scored before."""
