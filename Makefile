@@ -1,17 +1,22 @@
 # make demo: from nothing to a report.  make test: everything that CI checks.
 PYTHON ?= python3
 BIN = .venv/bin
-export HF_HUB_OFFLINE ?= 1
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN = runs/shallow_half-prune_2
 
 .PHONY: demo test lint unit assets install gpu clean
 
 install: .venv/.installed
 
+# torch first and alone: which build it is decides what everything else may pull in.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/.developing: .venv/.installed
+	$(PIP) -e '.[dev]'
 	touch $@
 
 assets: install
@@ -19,21 +24,21 @@ assets: install
 
 demo: assets
 	$(BIN)/python train.py expansion=shallow_half prune=2
-	$(BIN)/python evaluate.py checkpoint=runs/shallow_half-prune_2
-	@echo "The report: runs/shallow_half-prune_2/report.html"
+	$(BIN)/python evaluate.py checkpoint=$(RUN)
+	@echo "The report: $(RUN)/report.html"
 
-lint: install
+lint: .venv/.developing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: install
+unit: .venv/.developing assets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: lint unit
 
-gpu: install
+gpu: .venv/.developing
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 clean:
