@@ -16,7 +16,7 @@ from slayer.surgery.plan import LayerPlan, load_plan
 from slayer.training.optim import planned_steps
 from slayer.training.ranks import Ranks
 
-SAMPLE_TOKENS = 2048
+SAMPLE_TOKENS = 1024
 """Real training text for the removal scores and the proof, in whole rows."""
 
 
