@@ -56,8 +56,9 @@ def holds_text(field: FieldInfo) -> bool:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words a field may hold; empty for other kinds of value."""
-    return tuple(str(choice) for choice in get_args(field.annotation)) if get_origin(field.annotation) is Literal else ()
+    """The words a field may hold (besides null, where that is allowed); empty for other kinds of value."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((tuple(str(choice) for choice in get_args(kind)) for kind in kinds if get_origin(kind) is Literal), ())
 
 
 def accepts(field: FieldInfo, value: object) -> bool:

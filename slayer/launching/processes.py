@@ -44,9 +44,9 @@ def run_ranks(command: list[str], *, processes: int, port: int, environment: dic
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
     failed_at: float | None = None
     first_failure = 0
-    while any(rank.poll() is None for rank in ranks):
+    while None in (codes := [rank.poll() for rank in ranks]):  # every one is asked: a rank that died is not hidden by one that runs
         time.sleep(0.05)
-        failures = [rank.returncode for rank in ranks if rank.returncode not in (None, 0)]
+        failures = [code for code in codes if code]
         if failures and failed_at is None:
             failed_at, first_failure = time.monotonic(), failures[0]
         if failed_at is None:

@@ -57,7 +57,7 @@ def _samples(run: Run) -> list[dict[str, str]]:
 def show_again(run: Run) -> Outcome:
     """A finished run started again: its table and report, nothing recomputed."""
     results = Results(run.folder)
-    run.console.print(f"{run.folder} is finished; nothing to do (type run=NAME for another run)")
+    run.console.print(f"{run.folder} is finished; nothing to do (type run=NAME for another run)", soft_wrap=True)
     print_results(results.values, console=run.console)
     report = write_report(run.folder)
     print_finished(report, console=run.console)

@@ -85,7 +85,7 @@ def test_missing_scores_and_data_are_dashes():
 def test_an_error_is_printed_word_for_word():
     problem = Problem(key="prune", value=40, why="the model has [30] layers", fix="prune=2")
     text = printed(print_error, ConfigError([problem]))
-    assert "prune = 40: the model has [30] layers\n    type: prune=2" in text and text.startswith("✖ 1 problem")
+    assert "prune = 40: the model has [30] layers\n     type: prune=2" in text and text.startswith("✖ 1 problem")
 
 
 def test_commands_are_never_wrapped(tmp_path):
