@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from slayer.data.loader import build_loader
 from slayer.forward import load_model, logits_of, nll_BL
 from slayer.launching.compose import compose
 from slayer.models import resolve_model
+from slayer.phases.text import open_text
+from slayer.reporting.console import open_console
 from slayer.surgery.build import build_expanded
 from slayer.surgery.families import read_model_config
 from slayer.surgery.freeze import trainable_names
@@ -72,7 +73,7 @@ def main() -> None:
     base = resolve_model(config.model)
     from transformers import AutoTokenizer
 
-    loader = build_loader(config.data, AutoTokenizer.from_pretrained(base), seed=config.seed, batch_rows=config.train.batch_rows)
+    loader = open_text(config, AutoTokenizer.from_pretrained(base), open_console()).loader
     plan = build_plan(read_model_config(base)["num_hidden_layers"], config.expansion, config.freeze)
     with tempfile.TemporaryDirectory() as folder, open_ranks() as ranks:
         expanded = Path(folder) / "expanded"

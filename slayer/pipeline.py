@@ -13,6 +13,7 @@ from slayer.phases.fit import fit
 from slayer.phases.outcome import Outcome
 from slayer.phases.prepare import prepare
 from slayer.phases.run import Run
+from slayer.phases.text import has_work
 from slayer.results import Results
 from slayer.training.ranks import open_ranks
 from slayer.training.signals import listen_for_stop
@@ -22,7 +23,7 @@ def run_pipeline(config: RunConfig, command: str) -> Outcome:
     """Run, or go on with, the run of this configuration. Every SlayerError leaves the run folder as it was or further on."""
     base = resolve_model(config.model)
     with open_ranks() as ranks, listen_for_stop() as stop:
-        run = Run(config, base, ranks)
+        run = Run(config, base, ranks, stop)
         if ranks.is_first:
             check_run_folder(config)
         if "objective" in Results(config.folder).values:
@@ -52,10 +53,9 @@ def check_run_folder(config: RunConfig) -> None:
     if not saved.exists():
         return
     differences = config_differences(load_config(saved), config)
-    has_work = any((config.folder / name).exists() for name in ("expanded", "checkpoints", "model"))
-    if differences and not has_work:  # only planned so far: there is nothing to lose
-        (config.folder / "plan.json").unlink(missing_ok=True)
-        (config.folder / "results.json").unlink(missing_ok=True)
+    if differences and not has_work(config.folder):  # only planned so far: there is nothing to lose
+        for name in ("plan.json", "results.json"):
+            (config.folder / name).unlink(missing_ok=True)
     elif differences:
         lines = "\n".join(f"    {key}: the run has {old!r}, you asked for {new!r}" for key, old, new in differences)
         raise CheckpointError(

@@ -18,7 +18,9 @@ REQUIRED_EXAMPLES: dict[type, object] = {bool: True, int: 1, float: 0.1, str: "N
 
 
 def inner_section(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
-    """The section a field holds, and whether it holds several by name (data.sources); None for a plain value."""
+    """The section a field holds, and whether it holds several by name (data.sources); None for a value, also for a list of groups (data.stages)."""
+    if get_origin(field.annotation) is list:
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind, get_origin(field.annotation) is dict
@@ -130,7 +132,7 @@ def _initials(words: str) -> str:
 def as_override(key: str, value: object) -> str:
     """`key=value` as it is typed in a shell."""
     text = f"{key}={value_text(value)}"
-    return text if isinstance(value, list) else shlex.quote(text)
+    return text if isinstance(value, list) and "{" not in text else shlex.quote(text)
 
 
 def value_text(value: object) -> str:

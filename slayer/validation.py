@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from slayer.config import DataConfig, ExpansionConfig, RunConfig
+from slayer.config import DataConfig, ExpansionConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from slayer.errors import ConfigError, Problem
 from slayer.schema import accepts, as_override, choices, closest_key, example_for, field_at, inner_section
 
@@ -196,16 +196,7 @@ def _check_data(good: Mapping[str, Any]) -> list[Problem]:
     data: DataConfig | None = good.get("data")
     if data is None:
         return []
-    problems: list[Problem] = []
-    for name, source in data.sources.items():
-        key = f"data.sources.{name}"
-        if source.builtin is not None and source.path is not None:
-            why = "names a built-in text and a path, and can be only one of them"
-            problems.append(Problem(key=key, value=f"{source.builtin}, {source.path}", why=why, fix=f"{key}.builtin=null, or {key}.path=null"))
-        elif source.builtin is None and source.path is None:
-            local = data.name == "local" and name == "domain"
-            why = "is missing: data=local needs your text" if local else "names no text: a path or a built-in one"
-            problems.append(Problem(key="data.path" if local else key, value=None, why=why, fix=f"{'data' if local else key}.path=TEXT"))
+    problems = [problem for name, source in data.sources.items() for problem in _check_source(data, name, source)]
     if data.path is not None and data.path not in {source.path for source in data.sources.values()}:
         why = f"is only read with data=local, not {data.name}"
         problems.append(Problem(key="data.path", value=data.path, why=why, fix="data=local, or leave out data.path"))
@@ -221,7 +212,69 @@ def _check_data(good: Mapping[str, Any]) -> list[Problem]:
     if good.get("objective") == "replay_bits_per_byte" and "replay" not in roles:
         why = "no source has role=replay that it could be measured on"
         problems.append(Problem(key="objective", value="replay_bits_per_byte", why=why, fix="objective=domain_bits_per_byte"))
+    train: TrainConfig | None = good.get("train")
+    streamed = [name for name, source in data.sources.items() if source.stream and source.role == "domain"]
+    if streamed and train is not None and train.max_steps is None and train.max_tokens is None:
+        why = f"the length of {streamed[0]} is not known while it is streamed, so one pass over it cannot be planned"
+        problems.append(
+            Problem(key="train.max_tokens", value=None, why=why, fix=f"train.max_tokens=1000000, or data.sources.{streamed[0]}.stream=false")
+        )
+    return problems + _check_stages(data, train)
+
+
+def _check_source(data: DataConfig, name: str, source: SourceConfig) -> list[Problem]:
+    key, problems = f"data.sources.{name}", []
+    origins = {kind: value for kind in ("builtin", "path", "hub") if (value := getattr(source, kind)) is not None}
+    if len(origins) > 1:
+        why = f"names {' and '.join(origins)}, and text comes from one of them"
+        fix = ", or ".join(f"{key}.{kind}=null" for kind in origins)
+        problems.append(Problem(key=key, value=", ".join(origins.values()), why=why, fix=fix))
+    elif not origins:
+        local = data.name == "local" and name == "domain"
+        why = "is missing: data=local needs your text" if local else "names no text: a path, a built-in one or a dataset of the hub"
+        problems.append(Problem(key="data.path" if local else key, value=None, why=why, fix=f"{'data' if local else key}.path=TEXT"))
+    for part in ("revision", "subset"):
+        value = getattr(source, part)
+        if value is not None and source.hub is None:
+            why = "is only read with a dataset of the hub"
+            problems.append(Problem(key=f"{key}.{part}", value=value, why=why, fix=f"leave out {key}.{part}"))
     return problems
+
+
+def _check_stages(data: DataConfig, train: TrainConfig | None) -> list[Problem]:
+    problems: list[Problem] = []
+    before, replay = 0, data.replay
+    weights = {name: source.weight for name, source in data.sources.items()}
+    for number, stage in enumerate(data.stages, 1):
+        replay = replay if stage.replay is None else stage.replay
+        weights |= stage.weights
+        why, mended = _stage_fault(data, stage, before, replay, weights)
+        if why is None and train is not None and train.max_tokens is not None and stage.from_tokens >= train.max_tokens:
+            why, mended = f"would never begin: train.max_tokens={train.max_tokens}", {"from_tokens": max(train.max_tokens // 2, 1)}
+        if why is not None:
+            meant = [one.model_dump(exclude_defaults=True) for one in data.stages]
+            meant[number - 1] = {name: value for name, value in (meant[number - 1] | mended).items() if value is not None}
+            seen = stage.model_dump(exclude_defaults=True)
+            problems.append(Problem(key="data.stages", value=seen, why=f"stage {number} {why}", fix=as_override("data.stages", meant)))
+        before = stage.from_tokens
+    return problems
+
+
+def _stage_fault(data: DataConfig, stage: StageConfig, before: int, replay: float, weights: Mapping[str, float]) -> tuple[str | None, dict[str, Any]]:
+    """What is wrong with a stage, and its keys as they might have been meant (None: left out)."""
+    known = {name: weight for name, weight in stage.weights.items() if name in data.sources and weight >= 0}
+    if stage.from_tokens <= before:
+        return f"begins at {stage.from_tokens} tokens, not after the one before it ({before})", {"from_tokens": 2 * before}
+    if known != stage.weights:
+        wrong = next(name for name in stage.weights if name not in known)
+        why = "has a negative weight" if wrong in data.sources else f"is no source; there are {', '.join(data.sources)}"
+        return f"names {wrong}, which {why}", {"weights": known or None}
+    for role, share in (("domain", 1 - replay), ("replay", replay)):
+        served = [name for name, source in data.sources.items() if source.role == role and weights[name] > 0]
+        if share > 0 and not served and (role == "domain" or stage.replay is not None or stage.weights):
+            mended = {"replay": 0.0} if role == "replay" else {"weights": None}
+            return f"gives {share:.0%} of its tokens to {role} text, and no {role} source has a weight above 0", mended
+    return None, {}
 
 
 def _check_model(good: Mapping[str, Any]) -> list[Problem]:

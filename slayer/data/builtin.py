@@ -6,22 +6,14 @@ import json
 import re
 import sysconfig
 import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from slayer.data.assets import asset_wheel
 from slayer.data.document import Document
-
-NEAR_DUPLICATE = 0.5
-"""Two licences are near duplicates from this Jaccard similarity of their word 5-grams on."""
-
-SHINGLE_WORDS = 5
-PERMUTATIONS = 128
-BANDS, ROWS = 42, 3
-"""LSH bands and rows per band: a pair at the limit is found with probability 1 − (1 − 0.5³)⁴² = 0.996, most at a higher one."""
+from slayer.data.duplicates import near_duplicate_groups
 
 NOT_PROSE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib2to3", "encodings"}
 """Folders of the standard library left out: tests, other people's packages, and generated character tables that copy each other."""
@@ -72,45 +64,6 @@ def licences() -> list[Document]:
     groups = near_duplicate_groups(list(texts.values()))
     keys = list(texts)
     return [Document(id=key, text=texts[key], group=keys[group]) for key, group in zip(keys, groups, strict=True)]
-
-
-def shingles(text: str) -> frozenset[int]:
-    """32-bit hashes of all runs of SHINGLE_WORDS lower-case words."""
-    words = re.findall(r"\w+", text.lower())
-    runs = range(max(1, len(words) - SHINGLE_WORDS + 1))
-    return frozenset(zlib.crc32(" ".join(words[start : start + SHINGLE_WORDS]).encode()) for start in runs)
-
-
-def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
-    """For each text the smallest index in its cluster: texts linked by a chain of pairs with Jaccard ≥ NEAR_DUPLICATE.
-
-    MinHash LSH (Broder 1997, by `datasketch`) proposes the pairs; the sets themselves decide.
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    sets = [shingles(text) for text in texts]
-    index = MinHashLSH(num_perm=PERMUTATIONS, params=(BANDS, ROWS))
-    root = list(range(len(texts)))
-
-    def find(number: int) -> int:
-        while root[number] != number:
-            root[number] = root[root[number]]
-            number = root[number]
-        return number
-
-    for number, members in enumerate(sets):
-        sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=_identity)
-        sketch.update_batch(sorted(members))
-        for other in sorted(index.query(sketch)):
-            one, two = find(number), find(other)
-            if one != two and len(members & sets[other]) >= NEAR_DUPLICATE * len(members | sets[other]):
-                root[max(one, two)] = min(one, two)
-        index.insert(number, sketch)
-    return [find(number) for number in range(len(texts))]
-
-
-def _identity(value: int) -> int:
-    return value
 
 
 BUILTINS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,26 +37,38 @@ def written_aside(target: Path) -> Iterator[Path]:
         for file in scratch.rglob("*"):
             file.chmod(0o644 if file.is_file() else 0o755)
             if file.is_file():
-                _fsync(file)
+                fsync(file)
         try:
             scratch.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
-        _fsync(target.parent)
+        fsync(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_file(target: Path, content: bytes) -> None:
-    """Write a small file of the cache, aside and renamed: it is absent or whole, also when two processes write it at once."""
+def write_file(target: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a small file of the cache, aside and renamed: it is absent or whole, also when two processes write it at once.
+
+    `durable`: on the disk when this returns, so that a power cut cannot leave it empty.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(target)
+    temporary = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        if durable:
+            fsync(temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync(target.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slayer.config import DataConfig, HeldoutConfig
-from slayer.data.document import Document
-from slayer.data.sources import read_source
-from slayer.data.tokens import heldout_documents, tokenizer_hash
+from slayer.data.preparation import prepare_text
+from slayer.data.storing.parts import Workers
+from slayer.data.storing.tokens import heldout_documents, tokenizer_hash
 from slayer.evaluation.forgetting import compare
 from slayer.evaluation.scorer import HeldoutScorer, Nats, Progress
 
@@ -34,22 +33,19 @@ def assess(result: Path, base: Path, settings: Settings, on_progress: Progress |
 
     tokenizer = AutoTokenizer.from_pretrained(result, local_files_only=True)
     base_tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    texts = {name: read_source(name, source).heldout for name, source in settings.data.sources.items()}
-    scorer = _scorer(texts, tokenizer, settings, settings.heldout)
+    with Workers(settings.data.processes) as workers:
+        text = prepare_text(settings.data, workers, on_progress=on_progress)
+    documents = {name: text.heldout_documents(name, tokenizer) for name in settings.data.sources}
+    scorer = HeldoutScorer(documents, tokenizer, settings.heldout, settings.data.sequence_length)
     base_scorer = scorer
     if tokenizer_hash(base_tokenizer) != tokenizer_hash(tokenizer):
-        chosen = {name: {document.id for document in documents} for name, documents in scorer.documents.items()}
-        same = {name: [document for document in documents if document.id in chosen[name]] for name, documents in texts.items()}
-        base_scorer = _scorer(same, base_tokenizer, settings, settings.heldout.model_copy(update={"tokens_per_source": ALL_TOKENS}))
+        same = {name: heldout_documents(name, chosen, base_tokenizer) for name, chosen in scorer.documents.items()}
+        everything = settings.heldout.model_copy(update={"tokens_per_source": ALL_TOKENS})
+        base_scorer = HeldoutScorer(same, base_tokenizer, everything, settings.data.sequence_length)
     roles = {name: source.role for name, source in settings.data.sources.items()}
     before = _score(base_scorer, base, "base", settings, on_progress)
     after = _score(scorer, result, "checkpoint", settings, on_progress)
     return compare(scorer.sets, roles, before, after)
-
-
-def _scorer(texts: Mapping[str, list[Document]], tokenizer: Any, settings: Settings, heldout: HeldoutConfig) -> HeldoutScorer:
-    documents = {name: heldout_documents(name, listed, tokenizer) for name, listed in texts.items()}
-    return HeldoutScorer(documents, tokenizer, heldout, settings.data.sequence_length)
 
 
 def _score(scorer: HeldoutScorer, folder: Path, label: str, settings: Settings, on_progress: Progress | None) -> Nats:

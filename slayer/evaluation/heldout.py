@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from slayer.data.packing import pack
+from slayer.data.order.packing import pack
 from slayer.forward import PackedRows, nll_BL, split_rows
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ class HeldoutDocument(Protocol):
     @property
     def id(self) -> str:
         """Stable name of the document."""
+
+    @property
+    def text(self) -> str:
+        """What it says."""
 
     @property
     def tokens(self) -> NDArray[Any]:
@@ -62,18 +66,18 @@ class HeldoutSet:
 
 
 def choose_documents(documents: Iterable[HeldoutDocument], tokens_budget: int) -> list[HeldoutDocument]:
-    """Whole documents, in an order fixed by a hash of their names, until the budget of tokens is reached; at least one.
+    """Whole documents in the order they come, until the budget of tokens is reached; at least one. Those after that are not asked for.
 
     A smaller budget gives a prefix of what a larger one gives.
     """
-    ordered = sorted((document for document in documents if len(document.tokens)), key=lambda document: hashlib.sha256(document.id.encode()).digest())
     chosen: list[HeldoutDocument] = []
     used = 0
-    for document in ordered:
+    for document in documents:
+        if len(document.tokens):
+            chosen.append(document)
+            used += len(document.tokens)
         if chosen and used >= tokens_budget:
             break
-        chosen.append(document)
-        used += len(document.tokens)
     return chosen
 
 

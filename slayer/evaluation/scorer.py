@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def prefix_token(tokenizer: Any) -> int:
 class HeldoutScorer:
     """The chosen held-out documents of every source, ready to be scored by any number of models."""
 
-    def __init__(self, documents: Mapping[str, Sequence[HeldoutDocument]], tokenizer: Any, heldout: HeldoutConfig, row_tokens: int) -> None:
+    def __init__(self, documents: Mapping[str, Iterable[HeldoutDocument]], tokenizer: Any, heldout: HeldoutConfig, row_tokens: int) -> None:
         prefix = prefix_token(tokenizer)
         self.documents = {source: choose_documents(candidates, heldout.tokens_per_source) for source, candidates in documents.items()}
         self.sets: dict[str, HeldoutSet] = {}

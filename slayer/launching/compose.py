@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slayer.config import RunConfig
-from slayer.data.sources import source_problems
+from slayer.data.benchmarks import benchmark_problems
+from slayer.data.reading.sources import source_problems
 from slayer.errors import ConfigError, Problem
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.naming import run_name
@@ -49,7 +50,7 @@ def validate(composed: Any, overrides: Sequence[str], problems: Sequence[Problem
     if "model" in good and not any(problem.key.startswith("model") for problem in found):
         found += _model_problems(good)
     if "data" in good and not any(problem.key.startswith("data.") for problem in found):
-        found += source_problems(good["data"])
+        found += source_problems(good["data"]) + benchmark_problems(good["data"].cleaning.decontaminate)
     return build_config(good, found)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from slayer.config import EvaluationConfig, HeldoutConfig, ModelConfig, RunConfig, load_config
-from slayer.data.sources import source_problems
+from slayer.data.benchmarks import benchmark_problems
+from slayer.data.reading.sources import source_problems
 from slayer.errors import ConfigError, ModelError, Problem
 from slayer.evaluation.assess import Settings, assess
 from slayer.launching.commandline import CONF, groups
@@ -36,7 +37,7 @@ def validate_evaluation(values: Mapping[str, Any], problems: Sequence[Problem] =
     values = {key: value for key, value in values.items() if not (key == "checkpoint" and value is None)}
     good, found = parse_config(values, EvaluationConfig)
     if good.get("data") is not None:
-        found += source_problems(good["data"])
+        found += source_problems(good["data"]) + benchmark_problems(good["data"].cleaning.decontaminate)
     if problems or found:
         raise ConfigError([*problems, *found])
     return EvaluationConfig.model_validate(good)

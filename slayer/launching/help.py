@@ -151,7 +151,7 @@ def print_help(page: Page = TRAIN) -> None:
 
     console = open_console()
     console.width = min(console.width, WIDEST)
-    console.print(f"[bold]{page.command}[/] {page.purpose}\n")
+    console.print(f"[bold]{page.command.removeprefix('-m ')}[/] {page.purpose}\n")
     console.print(f"[bold]Usage[/]  python {page.command} {escape('[-m] ' if page is TRAIN else '')}GROUP=CHOICE … KEY=VALUE …\n")
     for words, purpose in page.examples:
         console.print(f"  [cyan]python {page.command} {escape(words)}[/]\n      {purpose}", highlight=False, soft_wrap=True)

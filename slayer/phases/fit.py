@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.cost.flops import peak_flops, train_flops_per_token
-from slayer.data.loader import Batch
+from slayer.data.order.loader import Batch
 from slayer.forward import load_model, logits_of
 from slayer.phases.run import Run
 from slayer.reporting.progress import TrainingProgress
@@ -58,6 +58,7 @@ def _resume(run: Run, engine: TrainingEngine, binding: Binding) -> RunState:
     if newest is None:
         return RunState()
     state = load_checkpoint(newest, engine, binding)
+    run.loader.restore(state.position)
     run.console.print(f"going on from step {state.step} of {run.total_steps} ({state.tokens:,} tokens trained)")
     return state
 

@@ -14,7 +14,10 @@ from slayer.forward import load_model
 from slayer.importance.removal import removal_losses
 from slayer.models import model_hash_cached
 from slayer.phases.run import Run
-from slayer.reporting.console import print_data, print_finished, print_plan, print_proof
+from slayer.phases.text import TEXT_IDENTITY, require_same_text
+from slayer.reporting.console import print_finished, print_plan, print_proof
+from slayer.reporting.data_report import write_data_report
+from slayer.reporting.data_table import print_data
 from slayer.reporting.progress import progress_bar
 from slayer.reporting.report import write_report
 from slayer.results import Results
@@ -33,11 +36,13 @@ def prepare(run: Run, command: str) -> None:
     """First rank: text, plan, expanded model, proof, scores before training. What was found before is not done again."""
     run.results = Results(run.folder)
     run.open_data()
-    print_data(run.data_report(), console=run.console)
+    require_same_text(run.folder, run.loader.identity())
+    write_file(run.folder / TEXT_IDENTITY, (json.dumps(run.loader.identity(), indent=1) + "\n").encode())
+    print_data(run.facts, report=write_data_report(run.folder, run.facts), console=run.console)
     make_plan(run)
     shape = read_shape(run.base)
     print_plan(run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, console=run.console)
-    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=run.data_report(), versions=versions())
+    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=run.facts["sources"], versions=versions())
     if run.config.dry_run:
         print_finished(write_report(run.folder), console=run.console)
         return

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slayer.config import RunConfig
-from slayer.data.loader import Batch, Loader, build_loader
+from slayer.data.order.loader import Batch, Loader
 from slayer.evaluation.scorer import HeldoutScorer, Nats
+from slayer.phases.text import open_text
 from slayer.reporting.console import open_console
 from slayer.reporting.progress import progress_bar
 from slayer.results import Results
 from slayer.surgery.plan import LayerPlan, load_plan
-from slayer.training.optim import planned_steps
 from slayer.training.ranks import Ranks
+from slayer.training.signals import StopRequest
 
 SAMPLE_TOKENS = 1024
 """Real training text for the removal scores and the proof, in whole rows."""
@@ -23,10 +23,10 @@ SAMPLE_TOKENS = 1024
 class Run:
     """One run on one rank: its folders, text, plan and findings."""
 
-    def __init__(self, config: RunConfig, base: Path, ranks: Ranks) -> None:
+    def __init__(self, config: RunConfig, base: Path, ranks: Ranks, stop: StopRequest) -> None:
         from transformers import AutoTokenizer
 
-        self.config, self.base, self.ranks = config, base, ranks
+        self.config, self.base, self.ranks, self.stop = config, base, ranks, stop
         self.folder, self.expanded, self.exported = config.folder, config.folder / "expanded", config.folder / "model"
         self.console = open_console()
         self.console.quiet = not ranks.is_first
@@ -36,19 +36,15 @@ class Run:
         self.scorer: HeldoutScorer
         self.plan: LayerPlan
         self.results: Results
+        self.facts: dict[str, Any]
         self.total_steps = 0
 
     def open_data(self) -> None:
-        """Tokenise (or open) and pack the text; choose the held-out documents; count the steps."""
-        config = self.config
-        with progress_bar("tokenising", self.console) as on_progress:
-            self.loader = build_loader(config.data, self.tokenizer, seed=config.seed, batch_rows=config.train.batch_rows, on_progress=on_progress)
-        self.scorer = HeldoutScorer(self.loader.heldout, self.tokenizer, config.heldout, config.data.sequence_length)
-        self.total_steps = planned_steps(config.train, config.data.sequence_length, self.loader.steps_per_domain_epoch)
-
-    def data_report(self) -> list[dict[str, Any]]:
-        """The `data` part of results.json."""
-        return [asdict(report) for report in self.loader.report(self.total_steps)]
+        """Prepare (or open) the text; choose the held-out documents; count the steps."""
+        opened = open_text(self.config, self.tokenizer, self.console, lambda: self.stop.requested)
+        self.loader, self.total_steps, self.facts = opened.loader, opened.total_steps, opened.facts
+        heldout = {name: opened.prepared.heldout_documents(name, self.tokenizer) for name in self.config.data.sources}
+        self.scorer = HeldoutScorer(heldout, self.tokenizer, self.config.heldout, self.config.data.sequence_length)
 
     def sample_rows(self) -> Batch:
         """The first rows that training would see, domain and replay in their shares: what is measured must serve both."""

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slayer.errors import SlayerError
-from slayer.reporting.numbers import MISSING, count, fixed, interval, percent, share, short
+from slayer.reporting.numbers import MISSING, fixed, interval, percent, share, short
 from slayer.reporting.plan_rows import SIGNS, Kind, PlanRow, PlanTotals, collapse, new_blocks_sentence, plan_rows, plan_totals
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores
 from slayer.surgery.plan import LayerPlan
@@ -30,6 +30,7 @@ COLOURS: dict[Kind, str] = {"kept": "bright_black", "new": "bold green", "pruned
 ASCII = str.maketrans({
     "░": ".", "█": "#", "▓": "@", "×": "x", "❄": "*", "●": "o", "→": ">", "–": "-", "−": "-", "·": "-", "…": ".",
     "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|", "✔": "+", "✖": "x", "±": "~", "≤": "<", "▲": "^", "▼": "v", "\u00a0": " ",
+    "≥": ">", "▏": "|", "■": "#", "▁": ".", "▂": ",", "▃": ":", "▄": ";", "▅": "+", "▆": "*", "▇": "%",
 })  # fmt: skip
 
 
@@ -155,24 +156,6 @@ def _hanging(mark: Text, sentence: str) -> Table:
     grid = Table.grid()
     grid.add_row(mark, Text(sentence))
     return grid
-
-
-def print_data(rows: Sequence[Mapping[str, Any]], *, console: Console | None = None) -> None:
-    """The data report (results.json's `data`), one row per source."""
-    console = console or open_console()
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim", title="Data", title_justify="left", title_style="bold")
-    table.add_column("source", overflow="fold")
-    table.add_column("role")
-    for name in ("documents", "held out", "tokens", "rows full", "share", "epochs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            Text(str(row.get("name", MISSING))), Text(str(row.get("role", MISSING)), style=_role_style(row.get("role"))),
-            count(row.get("train_documents")), count(row.get("heldout_documents")), short(row.get("train_tokens")),
-            share(row.get("fill"), 1), share(row.get("share"), 1), fixed(row.get("epochs"), 2),
-        )  # fmt: skip
-    console.print(table)
-    console.print()
 
 
 def _role_style(role: object) -> str:

@@ -12,24 +12,35 @@ from html import escape
 from importlib.resources import files
 from typing import Literal
 
+from slayer.reporting.packed_row import PackedRow, row_html, row_text
 from slayer.reporting.plan_rows import PlanRow
 
 Tone = Literal["good", "bad", "plain", "domain", "replay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Words that lead somewhere: a table cell, or the end of a paragraph."""
+
+    text: str
+    href: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Paragraph:
-    """Text; quiet text is an explanation that a second reader skips."""
+    """Text; quiet text is an explanation that a second reader skips. The link stands behind the text."""
 
     text: str
     quiet: bool = False
+    link: Link | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bullets:
-    """A list of sentences."""
+    """A list of sentences; those that warn stand in a box."""
 
     items: tuple[str, ...]
+    warn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +48,6 @@ class Heading:
     """A heading below the section's own."""
 
     text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A table cell that leads somewhere."""
-
-    text: str
-    href: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +128,7 @@ class Details:
     text: str
 
 
-Block = Paragraph | Bullets | Heading | Table | Cards | Picture | Stack | Sample | Code | Details
+Block = Paragraph | Bullets | Heading | Table | Cards | Picture | Stack | Sample | PackedRow | Code | Details
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +167,10 @@ def to_html(document: Document) -> str:
 
 def _html(block: Block) -> str:
     match block:
-        case Paragraph(text=text, quiet=quiet):
-            return f"<p{_class('quiet', quiet)}>{escape(text)}</p>"
-        case Bullets(items=items):
-            return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+        case Paragraph(text=text, quiet=quiet, link=link):
+            return f"<p{_class('quiet', quiet)}>{escape(text)}{' ' + _html_cell(link) if link else ''}</p>"
+        case Bullets(items=items, warn=warn):
+            return f"<ul{_class('warnings', warn)}>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
         case Heading(text=text):
             return f"<h3>{escape(text)}</h3>"
         case Table():
@@ -180,6 +183,8 @@ def _html(block: Block) -> str:
             return '<ul class="stack">' + "".join(map(_html_layer, rows)) + "</ul>" + _LEGEND
         case Sample():
             return _html_sample(block)
+        case PackedRow():
+            return row_html(block)
         case Code(text=text):
             return f"<pre><code>{escape(text)}</code></pre>"
         case Details(title=title, text=text):
@@ -260,10 +265,10 @@ def to_markdown(document: Document) -> str:
 
 def _markdown(block: Block) -> str:
     match block:
-        case Paragraph(text=text):
-            return _md(text)
-        case Bullets(items=items):
-            return "\n".join(f"- {_md(item)}" for item in items)
+        case Paragraph(text=text, link=link):
+            return f"{_md(text)} {_markdown_cell(link)}" if link else _md(text)
+        case Bullets(items=items, warn=warn):
+            return "\n".join(f"- {'⚠ ' if warn else ''}{_md(item)}" for item in items)
         case Heading(text=text):
             return f"### {_md(text)}"
         case Table():
@@ -277,6 +282,8 @@ def _markdown(block: Block) -> str:
         case Sample(source=source, prompt=prompt, texts=texts):
             pairs = [(f"{source}, prompt", prompt), *texts]
             return "\n\n".join(f"**{_md(label)}**\n\n{_fenced(text)}" for label, text in pairs)
+        case PackedRow(title=title):
+            return f"**{_md(title)}**\n\n{_fenced(row_text(block))}"
         case Code(text=text):
             return _fenced(text)
         case Details(title=title, text=text):

@@ -40,14 +40,16 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
+    """The look of all figures, for the time they are drawn and saved."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         yield
 
 
-def _new_figure(width_inches: float, height_inches: float) -> Figure:
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure."""
     # The object, not pyplot: no global state, no backend to choose, nothing to close.
     from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -65,11 +67,11 @@ def source_colours(roles: Mapping[str, str]) -> dict[str, str]:
 
 def plan_figure(plan: LayerPlan) -> Figure:
     """The stack of layers from shallow (top) to deep, base indices at the left, indices of the result at the right."""
-    with _style():
+    with figure_style():
         rows = plan_rows(plan)
         columns = 1 if len(rows) <= 24 else 2 if len(rows) <= 80 else 3
         height = math.ceil(len(rows) / columns)
-        figure = _new_figure(1.2 + 3.1 * columns, 1.1 + 0.21 * height)
+        figure = new_figure(1.2 + 3.1 * columns, 1.1 + 0.21 * height)
         axes_row = figure.subplots(1, columns, squeeze=False)[0]
         for column, axes in enumerate(axes_row):
             _draw_stack(axes, rows[column * height : (column + 1) * height], height)
@@ -105,8 +107,8 @@ def _draw_stack(axes: Any, rows: Sequence[PlanRow], height: int) -> None:
 
 def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str]) -> Figure:
     """Training loss per source, raw faint and smoothed, with the learning rate below."""
-    with _style():
-        figure = _new_figure(7.6, 3.9)
+    with figure_style():
+        figure = new_figure(7.6, 3.9)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
         sources = source_names(training, SOURCE_LOSS)
         colours = source_colours({source: roles.get(source, "domain") for source in sources})
@@ -140,8 +142,8 @@ def smooth(values: Sequence[float], *, window_share: float = 0.12) -> list[float
 
 def heldout_figure(heldout: tuple[Record, ...], scores: Sequence[SourceScore]) -> Figure:
     """Held-out bits per byte over the steps, with the unpruned base as a dashed line per source."""
-    with _style():
-        figure = _new_figure(7.6, 3.4)
+    with figure_style():
+        figure = new_figure(7.6, 3.4)
         axes = figure.subplots()
         roles = {score.source: score.role for score in scores}
         names = list(dict.fromkeys([*roles, *source_names(heldout, HELDOUT)]))
@@ -160,9 +162,9 @@ def heldout_figure(heldout: tuple[Record, ...], scores: Sequence[SourceScore]) -
 
 def change_figure(scores: Sequence[SourceScore]) -> Figure:
     """Learnt and forgotten: change of bits per byte against the base, per source, with 95 % intervals."""
-    with _style():
+    with figure_style():
         scored = [score for score in scores if score.change_percent is not None]
-        figure = _new_figure(7.6, 1.35 + 0.55 * len(scored))
+        figure = new_figure(7.6, 1.35 + 0.55 * len(scored))
         axes = figure.subplots()
         colours = source_colours({score.source: score.role for score in scored})
         ends = [0.0]
@@ -202,8 +204,8 @@ class FrontierPoint:
 
 def frontier_figure(points: Sequence[FrontierPoint]) -> Figure:
     """Forgotten to the right, learnt upwards; the line joins the runs that no other run beats on both."""
-    with _style():
-        figure = _new_figure(7.6, 4.4)
+    with figure_style():
+        figure = new_figure(7.6, 4.4)
         axes = figure.subplots()
         best_path = pareto(points)
         axes.plot([p.replay_percent for p in best_path], [-p.domain_percent for p in best_path], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -239,12 +241,16 @@ def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write NAME.svg and NAME.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    with _style():
+    with figure_style():
         figure.savefig(folder / f"{name}.svg", metadata=_NO_METADATA)
         figure.savefig(folder / f"{name}.png", dpi=160)
 
 
-_PAGE_COLOURS = ((FILLS["new"], "--new"), (DOMAIN_COLOURS[0], "--domain"), (REPLAY_COLOURS[0], "--replay"))
+_PAGE_COLOURS = (
+    (FILLS["new"], "--new"),
+    *zip(DOMAIN_COLOURS, ("--domain", "--domain-2", "--domain-3"), strict=True),
+    *zip(REPLAY_COLOURS, ("--replay", "--replay-2", "--replay-3"), strict=True),
+)
 
 # Without these the same run would give other bytes each day.
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -253,7 +259,7 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 def inline_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an <svg> element that takes its ink from the page, light or dark, and whose ids are its own."""
     stream = io.StringIO()
-    with _style():
+    with figure_style():
         figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]

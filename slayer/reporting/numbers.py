@@ -24,6 +24,11 @@ def short(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def size(n_bytes: float | None) -> str:
+    """Bytes in three figures: 612 B, 3.48 MB."""
+    return MISSING if n_bytes is None else f"{short(n_bytes)} B" if n_bytes < 999.5 else f"{short(n_bytes)}B"
+
+
 def fixed(value: float | None, digits: int = 3) -> str:
     """A score with a fixed number of decimals."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")

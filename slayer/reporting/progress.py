@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from slayer.reporting.console import open_console
-from slayer.reporting.numbers import MISSING, clock, count, fixed, short
+from slayer.reporting.numbers import MISSING, clock, count, duration, fixed, short
 from slayer.reporting.run_folder import HELDOUT, is_heldout
 
 RECENT_STEPS = 20
@@ -117,16 +118,19 @@ class CountProgress(Protocol):
 
 
 @contextmanager
-def progress_bar(title: str, console: Console | None = None) -> Iterator[CountProgress]:
-    """Yield a callable (label, done, total); each label gets a bar on a terminal, and elsewhere one line when it is done."""
+def progress_bar(title: str, console: Console | None = None, *, every_seconds: float = 15.0) -> Iterator[CountProgress]:
+    """Yield a callable (label, done, total). On a terminal each label gets a bar with elapsed and remaining time; elsewhere one
+    line when it is done, and before that one at most every `every_seconds`."""
     console = console or open_console()
+    counts: dict[str, _Count] = {}
     if not console.is_terminal:
-        finished: set[str] = set()
 
         def tell(label: str, done: int, total: int) -> None:
-            if done >= total > 0 and label not in finished:
-                finished.add(label)
-                console.print(f"{title} · {label}: {count(done)}", soft_wrap=True, markup=False)
+            counted, now = counts.setdefault(label, _Count(done)), time.monotonic()
+            counted.update(done, total)
+            if not counted.told_end and (counted.is_done or now - counted.told_at >= every_seconds):
+                counted.told_at, counted.told_end = now, counted.is_done
+                console.print(counted.line(title, label), soft_wrap=True, markup=False)
 
         yield tell
         return
@@ -134,13 +138,76 @@ def progress_bar(title: str, console: Console | None = None) -> Iterator[CountPr
         tasks: dict[str, TaskID] = {}
 
         def show(label: str, done: int, total: int) -> None:
+            counted = counts.setdefault(label, _Count(done))
+            counted.update(done, total)
             if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total or None, title=title)
+                tasks[label] = bar.add_task(label, total=total or None, title=title, counted=counted)
             bar.update(tasks[label], completed=done, total=total or None)
 
         yield show
 
 
+class _Count:
+    """How far one label has come, and how long that took. A label that starts over is counted anew."""
+
+    def __init__(self, done: int) -> None:
+        self._restart(done)
+
+    def _restart(self, done: int) -> None:
+        self.started = self.told_at = time.monotonic()
+        # What was there at the start (a build that goes on) says nothing about the speed.
+        self.first, self.done, self.total = done, done, 0
+        self.ended: float | None = None
+        self.told_end = False
+
+    def update(self, done: int, total: int) -> None:
+        if done < self.done:
+            self._restart(done)
+        self.done, self.total = done, total
+        if self.is_done and self.ended is None:
+            self.ended = time.monotonic()
+
+    @property
+    def is_done(self) -> bool:
+        return self.done >= self.total > 0
+
+    @property
+    def elapsed_seconds(self) -> float:
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
+
+    @property
+    def left_seconds(self) -> float | None:
+        made = self.done - self.first
+        return self.elapsed_seconds * (self.total - self.done) / made if made > 0 and self.total else None
+
+    @property
+    def times(self) -> str:
+        left = "" if self.is_done or not self.total else f", {clock(self.left_seconds)} left"
+        return f"{clock(self.elapsed_seconds)} elapsed{left}"
+
+    @property
+    def number(self) -> str:
+        return f"{count(self.done)}/{count(self.total)}" if self.total else count(self.done)
+
+    def line(self, title: str, label: str) -> str:
+        if not self.is_done:
+            return f"{title} · {label}: {self.number} · {self.times}"
+        took = f" in {duration(self.elapsed_seconds)}" if self.elapsed_seconds >= 1 else ""
+        return f"{title} · {label}: {count(self.done)}{took}"
+
+
+class _CountColumn(ProgressColumn):
+    """A property of the task's _Count, read anew whenever the bar is drawn."""
+
+    def __init__(self, name: str, style: str = "") -> None:
+        super().__init__()
+        self._name, self._style = name, style
+
+    def render(self, task: Task) -> Text:
+        return Text(str(getattr(task.fields["counted"], self._name)), style=self._style)
+
+
 def _count_bar(console: Console) -> Progress:
-    columns = (TextColumn("[bold]{task.fields[title]}[/] {task.description}"), BarColumn(complete_style="green", finished_style="green"))
-    return Progress(*columns, MofNCompleteColumn(), console=console, refresh_per_second=4)
+    names = (TextColumn("{task.fields[title]}", style="bold", markup=False), TextColumn("{task.description}", markup=False))
+    bar = BarColumn(complete_style="green", finished_style="green")
+    return Progress(*names, bar, _CountColumn("number"), _CountColumn("times", "dim"), console=console, refresh_per_second=4)

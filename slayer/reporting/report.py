@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from slayer.reporting.document import (
     Details,
     Document,
     Heading,
+    Link,
     Paragraph,
     Picture,
     Sample,
@@ -27,14 +29,18 @@ from slayer.reporting.document import (
     to_markdown,
 )
 from slayer.reporting.figures import Figure, change_figure, heldout_figure, inline_svg, loss_figure, plan_figure, save_figure
-from slayer.reporting.numbers import count, duration, fixed, interval, percent, share, short
+from slayer.reporting.numbers import MISSING, count, duration, fixed, interval, percent, share, short, size
 from slayer.reporting.plan_rows import new_blocks_sentence, plan_rows
-from slayer.reporting.run_folder import RunFolder, read_run
+from slayer.reporting.run_folder import SOURCE_TOKENS, Record, RunFolder, read_run
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores, verdict_sentence
 
 BITS_PER_BYTE = (
     "Bits per byte: how many bits the model needs to encode one byte of text that it has never seen. Lower is better, and models with "
     "different vocabularies can be compared. Base, start and result were scored on the same documents."
+)
+SHARES_NOTE = (
+    "Shares are of trained tokens: asked for in the configuration (of its first stage), planned over the whole run, and measured, which is the sum "
+    "over metrics.jsonl."
 )
 
 
@@ -153,17 +159,52 @@ def _data_blocks(run: RunFolder) -> list[Block]:
     rows = run.rows("data")
     if not rows:
         return []
-    head = ("source", "role", "documents#", "held out#", "tokens#", "bytes#", "rows#", "rows full#", "share of training#", "epochs#")
-    return [Table(head=head, rows=tuple(map(_data_row, rows)))]
+    measured = measured_shares(run.training, [str(row.get("name", "")) for row in rows])
+    head = (
+        "source", "role", "documents#", "held out#", "tokens#", "text#", "rows full#", "epochs#", "asked#", "planned#", "measured#",
+    )  # fmt: skip
+    blocks: list[Block] = [Table(head=head, rows=tuple(_data_row(row, measured) for row in rows)), Paragraph(text=SHARES_NOTE, quiet=True)]
+    off = shares_off_plan(run)
+    if off:
+        text = f"The measured share of {' and of '.join(off)} is not the planned one: more than 0.1 % and one row apart."
+        blocks.append(Bullets(items=(text,), warn=True))
+    if (run.path / "data_report.html").is_file():
+        text = "What was read and removed, how long the documents are, and rows as text:"
+        blocks.append(Paragraph(text=text, link=Link(text="data_report.html", href="data_report.html")))
+    return blocks
 
 
-def _data_row(row: dict[str, Any]) -> tuple[str | Tag, ...]:
+def _data_row(row: dict[str, Any], measured: dict[str, float]) -> tuple[str | Tag, ...]:
     role: Tone = "replay" if row.get("role") == "replay" else "domain"
     return (
-        str(row.get("name", "–")), Tag(text=role, tone=role), count(row.get("train_documents")), count(row.get("heldout_documents")),
-        count(row.get("train_tokens")), count(row.get("train_bytes")), count(row.get("rows")), share(row.get("fill"), 1),
-        share(row.get("share"), 1), fixed(row.get("epochs"), 2),
+        str(row.get("name", MISSING)), Tag(text=role, tone=role),
+        "streamed" if row.get("streamed") else count(row.get("train_documents")), count(row.get("heldout_documents")),
+        count(row.get("train_tokens")), size(row.get("train_bytes")),
+        _share_2(row.get("fill")), fixed(row.get("epochs"), 2),
+        _share_2(row.get("share")), _share_2(row.get("planned_share")), _share_2(measured.get(str(row.get("name")))),
     )  # fmt: skip
+
+
+def _share_2(value: float | None) -> str:
+    return percent(None if value is None else 100 * value, signed=False, digits=2)
+
+
+def measured_shares(training: Sequence[Record], names: Sequence[str]) -> dict[str, float]:
+    """Share of each source in the tokens that the training lines count; empty when they count none."""
+    tokens = {name: sum(float(line.get(f"{SOURCE_TOKENS}{name}") or 0) for line in training) for name in names}
+    total = sum(tokens.values())
+    return {name: number / total for name, number in tokens.items()} if total else {}
+
+
+def shares_off_plan(run: RunFolder) -> list[str]:
+    """Sources of which a finished run served another share than was planned, by more than 0.1 % and one row; none before it is finished."""
+    planned = {str(row.get("name", "")): row.get("planned_share") for row in run.rows("data")}
+    measured = measured_shares(run.training, list(planned))
+    if not measured or run.config is None or run.training[-1]["step"] != run.training[-1].get("steps"):
+        return []
+    tokens = sum(float(line.get(f"{SOURCE_TOKENS}{name}") or 0) for line in run.training for name in planned)
+    allowed = 0.001 + run.config.data.sequence_length / tokens
+    return [name for name, its_share in planned.items() if its_share is not None and abs(measured[name] - its_share) > allowed]
 
 
 def _sample_blocks(run: RunFolder) -> list[Block]:

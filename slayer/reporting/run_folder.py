@@ -15,6 +15,7 @@ from slayer.surgery.plan import LayerPlan, load_plan
 Record = Mapping[str, Any]
 HELDOUT = "heldout/"
 SOURCE_LOSS = "loss/"
+SOURCE_TOKENS = "tokens/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

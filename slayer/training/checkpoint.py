@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,12 @@ KINDS = ("master", *MOMENTS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where training stands: optimiser steps done, tokens trained on, seconds spent in steps."""
+    """Where training stands: optimiser steps done, tokens trained on, seconds spent in steps, and where streamed sources were."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    position: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def save_checkpoint(checkpoints: Path, engine: TrainingEngine, state: RunState, 
     require_space(checkpoints, sum(recipe.n_bytes for recipe in recipes), "a checkpoint")
     aside.mkdir(parents=True)
     write_weights(aside, recipes, shard_bytes=1 << 62)
-    _write_synced(aside / STATE_NAME, {"format": 1, **asdict(state), **asdict(binding), "world": ranks.world, "zero_stage": engine.stage})
+    _write_synced(aside / STATE_NAME, {"format": 2, **asdict(state), **asdict(binding), "world": ranks.world, "zero_stage": engine.stage})
     _write_synced(aside / MANIFEST_NAME, {name: _file_sha256(aside / name) for name in (TENSORS_NAME, STATE_NAME)})
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
@@ -148,7 +149,7 @@ def load_checkpoint(folder: Path, engine: TrainingEngine, binding: Binding) -> R
     random_state = f"random/{engine.ranks.rank}"
     if random_state in weights.infos:
         torch.set_rng_state(weights[random_state].clone())
-    return RunState(step=values["step"], tokens=values["tokens"], seconds=values["seconds"])
+    return RunState(step=values["step"], tokens=values["tokens"], seconds=values["seconds"], position=values["position"])
 
 
 def _write_synced(path: Path, value: Any) -> None:

@@ -40,6 +40,9 @@ class Loader(Protocol):
     def micro_batches(self, step: int, *, rank: int, world: int, micro_batch_rows: int) -> Sequence[SourceRows]:
         """This rank's share of the global batch of a step."""
 
+    def position(self, step: int) -> dict[str, Any]:
+        """Where the sources that are read in order stand before a step; empty where every source is indexed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
@@ -86,7 +89,7 @@ def train(
             callbacks.on_evaluate(state)
             window.restart_clock()
         if saving or stopping:
-            callbacks.on_save(state)
+            callbacks.on_save(replace(state, position=loader.position(state.step)))
             window.restart_clock()
         if stopping:
             break

@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     import torch
 
 
-def planned_steps(train: TrainConfig, sequence_length: int, steps_per_domain_epoch: int) -> int:
-    """Steps of the whole run: the smaller of max_steps and max_tokens; one pass over the domain text when neither is set."""
+def planned_steps(train: TrainConfig, sequence_length: int, steps_per_domain_epoch: int | None) -> int:
+    """Steps of the whole run: the smaller of max_steps and max_tokens; one pass over the domain text when neither is set.
+
+    ValueError when neither is set and the domain text has no known end (None); the configuration is refused before that.
+    """
     limits = []
     if train.max_steps is not None:
         limits.append(train.max_steps)
     if train.max_tokens is not None:
         limits.append(max(train.max_tokens // (train.batch_rows * sequence_length), 1))
-    return min(limits) if limits else steps_per_domain_epoch
+    if not limits and steps_per_domain_epoch is None:
+        raise ValueError("a streamed text has no known end: max_steps or max_tokens must be set")
+    return min(limits) if limits else int(steps_per_domain_epoch or 0)
 
 
 def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:

@@ -100,11 +100,11 @@ def torn(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make", "told"),
     [
-        ("empty.jsonl", empty, ("every one is empty", "data.path=TEXT")),
-        ("blank.txt", blank, ("holds no text at all",)),
+        ("empty.jsonl", empty, ("matches 1 file, and it is empty", "data.path=TEXT")),
+        ("blank.txt", blank, ("its only record cannot be used: blank.txt:1 is empty",)),
         ("absent.jsonl", None, ("does not exist", "data.path=TEXT")),
         ("latin.txt", latin, ("is not UTF-8: byte 1 is 0xe9", "iconv")),
-        ("fields.jsonl", without_field, ("fields.jsonl:1 has no such field; it has content", "text_field=content")),
+        ("fields.jsonl", without_field, ("has no such field; it has content", "text_field=content")),
         ("one.jsonl", one_document, ("there is only one document",)),
         ("torn.jsonl", torn, ("torn.jsonl:4", "is not JSON")),
     ],

@@ -74,7 +74,9 @@ def test_a_dry_run_shows_and_saves_its_plan_and_trains_nothing(planned: tuple[Pa
     folder, done = planned
     assert done.code == 0 and "Traceback" not in done.out, done.out
     assert "shallow_half · 4 base layers → 5 layers" in done.out and "train this plan" in done.out
-    assert {path.name for path in folder.iterdir()} - {"figures"} == {"config.yaml", "plan.json", "results.json", "report.html", "report.md"}
+    assert {path.name for path in folder.iterdir()} - {"figures"} == {
+        "config.yaml", "plan.json", "results.json", "report.html", "report.md", "data.json", "data_report.html", "data_report.md",
+    }  # fmt: skip
 
 
 def test_a_plan_may_be_changed_until_something_is_built(planned: tuple[Path, Done]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 
 from slayer.config import DataConfig, SourceConfig
 from slayer.data.assets import fetch
-from slayer.data.loader import Loader, build_loader
 from slayer.data.random_model import byte_tokenizer
 
 
@@ -54,13 +52,3 @@ def data(corpus: Path) -> DataConfig:
         "code": SourceConfig(role="domain", path=str(corpus / "code.jsonl")),
     }
     return DataConfig(name="test", sources=sources, replay=0.25, sequence_length=64)
-
-
-@pytest.fixture
-def make_loader(data: DataConfig, tokenizer: Any, own_cache: Path) -> Callable[..., Loader]:
-    """build_loader on the small corpus; keywords replace fields of the data section."""
-
-    def make(seed: int = 3, batch_rows: int = 8, **changes: Any) -> Loader:
-        return build_loader(data.model_copy(update=changes), tokenizer, seed=seed, batch_rows=batch_rows)
-
-    return make

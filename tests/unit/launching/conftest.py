@@ -19,7 +19,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(text: Path) -> list[str]:
     """Overrides of a sound configuration that needs no embedded asset."""
-    return ["model=tiny", "data=local", f"data.path={text}", "data.sources.general.builtin=null", f"data.sources.general.path={text.parent}/*.jsonl"]
+    general = ["data.sources.general.builtin=null", f"data.sources.general.path={text.parent}/*.jsonl"]
+    return ["model=tiny", "data=local", f"data.path={text}", *general, "data.cleaning.decontaminate=[]"]
 
 
 @pytest.fixture(scope="session")

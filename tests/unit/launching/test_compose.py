@@ -202,6 +202,16 @@ WRONG = {
     "unknown role": (["data.sources.domain.role=topic"], {"data.sources.domain.role"}),
     "nothing to learn": (["data.sources.domain.role=replay"], {"data.sources"}),
     "no replay": (["~data.sources.general"], {"data.replay"}),
+    "a revision of a file": (["data.sources.domain.revision=main"], {"data.sources.domain.revision"}),
+    "a stream without an end": (["data.sources.domain.stream=true"], {"train.max_tokens"}),
+    "a stage that never begins": (["train.max_tokens=1000", "data.stages=[{from_tokens:1000}]"], {"data.stages"}),
+    "stages in disorder": (["data.stages=[{from_tokens:1000},{from_tokens:500}]"], {"data.stages"}),
+    "a stage for nobody": (["data.stages=[{from_tokens:1000,weights:{law:2}}]"], {"data.stages"}),
+    "a negative weight in a stage": (["data.stages=[{from_tokens:1000,weights:{domain:-1}}]"], {"data.stages"}),
+    "a stage without text": (["data.stages=[{from_tokens:1000,weights:{domain:0}}]"], {"data.stages"}),
+    "a stage without replay text": (["data.stages=[{from_tokens:1000,weights:{general:0}}]"], {"data.stages"}),
+    "a stage of a wrong type": (["data.stages=[{from_tokens:soon}]"], {"data.stages"}),
+    "an unknown benchmark": (["data.cleaning.decontaminate=[arc_eazy]"], {"data.cleaning.decontaminate"}),
     "objective without replay": (["~data.sources.general", "data.replay=0", "objective=replay_bits_per_byte"], {"objective"}),
 }  # fmt: skip
 

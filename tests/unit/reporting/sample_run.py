@@ -53,7 +53,8 @@ def sample_records(steps: int = 40) -> list[dict[str, Any]]:
         english = 2.75 + 0.2 * math.exp(-step / 8) + noise.gauss(0, 0.09)
         lines.append({
             "step": step, "steps": steps, "tokens": step * 2048, "loss": 0.75 * french + 0.25 * english, "loss/wikipedia_fr": french,
-            "loss/wikipedia_en": english, "lr": 1e-3 * min(step / 3, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))), "grad_norm": 0.8,
+            "loss/wikipedia_en": english, "tokens/wikipedia_fr": 1536, "tokens/wikipedia_en": 512,
+            "lr": 1e-3 * min(step / 3, 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))), "grad_norm": 0.8,
             "tokens_per_second": 512.3, "mfu": None, "memory_bytes": 1 << 30, "step_seconds": 3.9, "time": 1.0 + step,
         })  # fmt: skip
         if step % 10 == 0:
@@ -87,9 +88,9 @@ def sample_results(name: str = "shallow_half-prune_2", domain: float = -21.3, re
         },
         "data": [
             {"name": "wikipedia_fr", "role": "domain", "train_documents": 1900, "heldout_documents": 100, "train_tokens": 610_000,
-             "train_bytes": 1_900_000, "rows": 1200, "fill": 0.991, "share": 0.75, "epochs": 0.1},
+             "train_bytes": 1_900_000, "rows": 1200, "fill": 0.991, "share": 0.75, "planned_share": 0.75, "epochs": 0.1},
             {"name": "wikipedia_en", "role": "replay", "train_documents": 2100, "heldout_documents": 110, "train_tokens": 480_000,
-             "train_bytes": 2_100_000, "rows": 940, "fill": 0.987, "share": 0.25, "epochs": 0.04},
+             "train_bytes": 2_100_000, "rows": 940, "fill": 0.987, "share": 0.25, "planned_share": 0.25, "epochs": 0.04},
         ],
         "samples": [
             {"source": "wikipedia_fr", "prompt": "La Loire est un fleuve", "truth": " de France, le plus long du pays.",
@@ -100,6 +101,65 @@ def sample_results(name: str = "shallow_half-prune_2", domain: float = -21.3, re
              "result": " in southern England, which flows through London."},
         ],
         "objective": {"name": "domain_bits_per_byte", "value": 1.25}, "versions": {"torch": "2.13.0", "transformers": "5.3.0"},
+    }  # fmt: skip
+
+
+def sample_facts() -> dict[str, Any]:
+    """Facts of a text in the shape that preparing it leaves: two stages, a streamed source, removals, bad records, a cut document."""
+
+    def source(
+        name: str, role: str, origin: str, documents: int, tokens: int, share: float, planned: float, epochs: float, **more: Any
+    ) -> dict[str, Any]:
+        middle = 5 + len(name) % 3
+        histogram = [round(documents * math.exp(-((bin - middle) ** 2) / 5) / 4) for bin in range(14)]
+        return {
+            "name": name, "role": role, "origin": origin, "streamed": False, "read_documents": documents, "read_bytes": 4 * tokens,
+            "train_documents": round(0.93 * documents), "heldout_documents": round(0.05 * documents), "train_tokens": tokens,
+            "train_bytes": 4 * tokens, "rows": tokens // 255, "fill": 0.9996, "cut_documents": 41, "needless_cuts": 0, "share": share,
+            "planned_share": planned, "epochs": epochs, "max_epochs": None, "cannot_promise": [],
+            "lengths": {"edges_tokens": [2**edge for edge in range(15)], "documents": histogram}, **more,
+        }  # fmt: skip
+
+    promises = ["No global shuffle: the order is that of the shards, shuffled within a window of 2,000 documents.", "Duplicates are not looked for."]
+    unknown = ("read_documents", "read_bytes", "train_documents", "heldout_documents", "train_tokens", "train_bytes", "rows", "cut_documents")
+    web: dict[str, Any] = {**dict.fromkeys(unknown), "streamed": True, "cannot_promise": promises, "epochs": None, "lengths": {}}
+    french = {"id": "Loire", "excerpt": "La Loire est le plus long fleuve de France.", "because": "91 % like wikipedia_fr: Loire (fleuve)"}
+    exam = {
+        "id": "Photosynthesis",
+        "excerpt": "Which gas do plants take in?",
+        "because": "83 % of arc_easy #12: Which gas do plants take in from the air?",
+    }
+    return {
+        "name": "demo", "sequence_length": 256, "packing": "best_fit", "batch_rows": 2, "steps": 204, "tokens": 103_000, "fingerprint": "5f2a" * 16,
+        "sources": [
+            source("wikipedia_fr", "domain", "built-in wikipedia_fr", 9_955, 1_420_000, 0.75, 0.8, 0.06),
+            source("best_of_it", "domain", "path text/*.jsonl.gz", 120, 9_800, 0.0, 0.0667, 5.4, max_epochs=8.0),
+            source("web", "replay", "hub OWNER/web @ 1234567", 0, 0, 0.25, 0.1333, 0.0) | web,
+        ],
+        "stages": [
+            {"from_tokens": 0, "from_step": 0, "shares": {"wikipedia_fr": 0.75, "best_of_it": 0.0, "web": 0.25}},
+            {"from_tokens": 70_000, "from_step": 139, "shares": {"wikipedia_fr": 0.7, "best_of_it": 0.2, "web": 0.1}},
+        ],
+        "warn_epochs": 4.0, "warnings": ["best_of_it is read 5.4 times, and more than 4 epochs teach little: give it less weight, or more text."],
+        "removed": [
+            {"source": "wikipedia_fr", "reason": "near_duplicate", "documents": 100, "bytes": 51_000, "examples": [french]},
+            {"source": "wikipedia_fr", "reason": "contaminated", "documents": 3, "bytes": 4_100, "examples": [exam]},
+            {"source": "best_of_it", "reason": "too_short", "documents": 0, "bytes": 0, "examples": []},
+        ],
+        "cleaning": {"min_characters": 10, "max_control_share": 0.02, "near_duplicates": 0.8, "max_overlap": 0.5, "decontaminate": "all"},
+        "benchmarks": ["arc_easy", "piqa"], "undecidable_items": 37,
+        "quarantine": [
+            {"source": "wikipedia_fr", "records": 9_955, "bad": 0, "limit": 0.01, "examples": []},
+            {"source": "best_of_it", "records": 121, "bad": 1, "limit": 0.01, "examples": [
+                {"file": "part-1.jsonl", "record": 17, "offset_bytes": 20_480, "reason": "is not JSON", "head": '{"text": "half a li'}]},
+        ],
+        "samples": [
+            {"source": "wikipedia_fr", "row": 12, "pieces": [
+                {"text": "La Loire est le plus long fleuve de France.\nElle prend sa source en Ardèche.", "document": "Loire", "starts": True,
+                 "ends": True, "tokens": 120},
+                {"text": "Le Rhône est un fleuve", "document": "Rhône", "starts": True, "ends": False, "tokens": 90},
+                {"text": "se jette dans la Méditerranée.", "document": "Var", "starts": False, "ends": True, "tokens": 40}]},
+        ],
     }  # fmt: skip
 
 

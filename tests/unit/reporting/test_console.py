@@ -14,7 +14,6 @@ from slayer.errors import ConfigError, Problem
 from slayer.reporting.console import (
     MOST_ROWS,
     open_console,
-    print_data,
     print_error,
     print_finished,
     print_next,
@@ -76,10 +75,9 @@ def test_scores_stand_beside_each_other_with_verdicts():
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_missing_scores_and_data_are_dashes():
+def test_missing_scores_are_dashes():
     assert printed(print_results, {}) == ""
     assert "–" in printed(print_results, {"heldout": {"x": {"role": "domain", "base": 1.5}}})
-    assert "–" in printed(print_data, [{"name": "x", "role": "domain"}])
 
 
 def test_an_error_is_printed_word_for_word():

@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 
 import pytest
-from sample_run import sample_plan, sample_results, write_run
+from page_checker import checked
+from sample_run import sample_facts, sample_plan, sample_results, write_run
 
-from slayer.reporting.report import write_report
+from slayer.reporting.data_report import write_data_report
+from slayer.reporting.report import measured_shares, shares_off_plan, write_report
 from slayer.reporting.run_folder import read_run
-
-VOID = {"meta", "br", "img", "use", "path", "rect"}
-
-
-class Checker(HTMLParser):
-    """Collects tags, visible text and attributes that point somewhere; fails on tags that do not close."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.references: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        self.references += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data if self.open and self.open[-1] != "style" else ""
-
-
-def checked(page: str) -> Checker:
-    checker = Checker()
-    checker.feed(page)
-    assert checker.open == []
-    return checker
 
 
 @pytest.fixture
@@ -126,6 +91,50 @@ def test_a_base_that_was_scored_without_a_result_is_shown(tmp_path):
     results = {"heldout": {"wikipedia_fr": {"role": "domain", "base": 1.6, "start": 1.75}}, "training": {"steps": 0}}
     page = checked(write_report(write_run(tmp_path / "run", results=results)).read_text(encoding="utf-8")).text
     assert "1.600" in page and "1.750" in page
+
+
+def shares_run(folder, french_planned, steps=40):
+    """A run whose lines count three French tokens for each English one."""
+    results = sample_results()
+    for row, planned in zip(results["data"], (french_planned, 1 - french_planned), strict=True):
+        row["planned_share"] = planned
+    run_dir = write_run(folder, results=results)
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= steps]
+    (run_dir / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
+    return run_dir
+
+
+def test_shares_stand_beside_each_other_asked_planned_measured(run_dir):
+    page = checked(write_report(run_dir).read_text(encoding="utf-8")).text
+    assert page.count("75.00 %") == page.count("25.00 %") == 3, "asked, planned and measured"
+    assert "is not the planned one" not in page
+
+
+# 40 steps of 2,048 tokens are 81,920; a row of 512 is 0.625 % of them, so 0.725 % is what may be off.
+@pytest.mark.parametrize(("planned", "flagged"), [(0.7573, True), (0.7571, False), (0.7427, True), (0.7429, False)])
+def test_a_share_that_is_off_by_more_than_a_row_is_flagged_when_the_run_is_finished(planned, flagged, tmp_path):
+    finished = shares_run(tmp_path / "finished", planned)
+    assert shares_off_plan(read_run(finished)) == (["wikipedia_fr", "wikipedia_en"] if flagged else [])
+    assert shares_off_plan(read_run(shares_run(tmp_path / "begun", planned, steps=30))) == [], "a part of the run says nothing about the whole"
+
+
+def test_a_share_that_is_off_is_told(tmp_path):
+    page = write_report(shares_run(tmp_path / "run", 0.8)).read_text(encoding="utf-8")
+    assert "The measured share of wikipedia_fr and of wikipedia_en is not the planned one" in page
+
+
+def test_measured_shares_are_of_all_lines_together():
+    lines = [{"step": 1, "tokens/a": 30, "tokens/b": 10}, {"step": 2, "tokens/b": 60}, {"step": 3, "loss": 1.0}]
+    assert measured_shares(lines, ["a", "b", "c"]) == pytest.approx({"a": 0.3, "b": 0.7, "c": 0.0})
+    assert measured_shares([{"step": 1}], ["a"]) == {} == measured_shares([], [])
+
+
+def test_the_report_of_the_text_is_linked_where_there_is_one(run_dir):
+    assert "data_report.html" not in write_report(run_dir).read_text(encoding="utf-8")
+    write_data_report(run_dir, sample_facts())
+    assert '<a href="data_report.html">' in write_report(run_dir).read_text(encoding="utf-8")
+    assert "[data_report.html](<data_report.html>)" in (run_dir / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_last_line_of_a_step_wins_and_a_torn_line_is_left_out(tmp_path):

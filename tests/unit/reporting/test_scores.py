@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sample_run import sample_results
 
-from slayer.reporting.numbers import count, duration, interval, percent, share, short
+from slayer.reporting.numbers import count, duration, interval, percent, share, short, size
 from slayer.reporting.scores import proof_sentences, role_change, source_scores, verdict_sentence
 
 
@@ -40,4 +40,5 @@ def test_numbers_are_written_for_people():
     ]  # fmt: skip
     assert (count(81_920), percent(-21.34), percent(-0.01), share(1, 4)) == ("81,920", "−21.3 %", "0.0 %", "25.0 %")
     assert (interval((-1.3, 0.4), signed=True), interval(None)) == ("−1.3 to +0.4", "–")
+    assert [size(n_bytes) for n_bytes in (None, 7, 999.7, 3_484_000)] == ["–", "7 B", "1.00 kB", "3.48 MB"]
     assert [duration(seconds) for seconds in (47, 170, 11_100)] == ["47 s", "2 min 50 s", "3 h 05 min"]

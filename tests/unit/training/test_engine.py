@@ -26,7 +26,7 @@ from small_training import (
 )
 
 from slayer.config import ExpansionConfig, FreezeConfig, RunConfig, TrainConfig
-from slayer.data.loader import Batch
+from slayer.data.order.loader import Batch
 from slayer.forward import load_model, logits_of
 from slayer.launching.commandline import CONF
 from slayer.surgery.build import build_expanded

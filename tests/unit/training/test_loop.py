@@ -15,7 +15,7 @@ from small_training import BINDING, PACE, Diary, RandomRows, open_engine, run_co
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slayer.config import RunConfig
-from slayer.data.loader import Batch
+from slayer.data.order.loader import Batch
 from slayer.forward import logits_of, nll_BL
 from slayer.training.checkpoint import RunState, checkpoint_folder, load_checkpoint
 from slayer.training.engine import TrainingEngine

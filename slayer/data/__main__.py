@@ -1,0 +1,8 @@
+"""python -m slayer.data [KEY=VALUE …]: prepares and shows the text of a run without training. `--help` explains every key."""
+
+import sys
+
+from slayer.launching.data import main
+
+if __name__ == "__main__":
+    sys.exit(main())
