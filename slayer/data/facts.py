@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from slayer.data.benchmarks import ALL, BENCHMARKS, benchmark_items
 from slayer.data.cleaning.contamination import index_file, open_index
-from slayer.data.order.loader import Loader, SampleRow
+from slayer.data.order.loader import Loader
+from slayer.data.order.sample import SampleRow
 from slayer.data.preparation import PreparedText, origin
 
 SAMPLE_ROWS = 2

@@ -20,6 +20,7 @@ from slayer.data.order.epochs import Repetition, SourceReport, highest_step, ref
 from slayer.data.order.mixture import Schedule, build_schedule, stage_shares
 from slayer.data.order.packed_rows import IGNORED, PackedRows, Places, Store, cached_rows, documents_hash
 from slayer.data.order.permutation import evenly_permuted
+from slayer.data.order.sample import SamplePiece, SampleRow
 from slayer.data.order.stream import Stream
 from slayer.errors import DataError
 
@@ -87,27 +88,6 @@ class StreamedSource:
 LoadedSource = IndexedSource | StreamedSource
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SamplePiece:
-    """A piece of a row for inspection: of document number `document` of the store (streamed: of the name `document_id`)."""
-
-    document: int | None
-    document_id: str | None
-    start: int
-    tokens: NDArray[np.int32]
-    starts: bool
-    ends: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow:
-    """A global row of the stream as it is packed."""
-
-    source: str
-    row: int
-    pieces: tuple[SamplePiece, ...]
-
-
 class _PackedSource:
     """One indexed source, packed: any row of any epoch, without reading what came before."""
 
@@ -141,16 +121,19 @@ class Loader:
         self._packed = {number: source for number, source in enumerate(sources) if isinstance(source, _PackedSource)}
         self._streamed = {number: source for number, source in enumerate(sources) if isinstance(source, StreamedSource)}
         self._data, self._seed, self._pad_id = data, seed, pad_id
+        self._latest: tuple[int, list[tuple[int, PackedRows, int]]] | None = None
         self._identity = self._describe(described)
         self.fingerprint = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step: B = batch_rows."""
-        return _tensors(self.arrays(self._rows_of(step)))
+        return _tensors(self._written(self._step(step)))
 
     def micro_batches(self, step: int, *, rank: int, world: int, micro_batch_rows: int) -> list[Batch]:
         """This rank's part of the global batch, on `rank_rows`."""
-        return [_tensors(self.arrays(rows)) for rows in self.rank_rows(step, rank=rank, world=world, micro_batch_rows=micro_batch_rows)]
+        places, first = self._step(step), step * self.batch_rows
+        rows = self.rank_rows(step, rank=rank, world=world, micro_batch_rows=micro_batch_rows)
+        return [_tensors(self._written(places[int(part[0]) - first : int(part[-1]) - first + 1])) for part in rows]
 
     def rank_rows(self, step: int, *, rank: int, world: int, micro_batch_rows: int) -> list[NDArray[np.int64]]:
         """Global rows of each micro-batch of a rank: micro-batch m of rank r is rows [(m·world + r)·micro, +micro) of the batch.
@@ -168,15 +151,18 @@ class Loader:
 
     def valid_tokens(self, step: int) -> int:
         """Places with a label in the global batch of a step: what its summed loss is divided by."""
-        return sum(int(packed.labels[row]) for _, packed, row in self._chosen(self._rows_of(step)))
+        return sum(int(packed.labels[row]) for _, packed, row in self._step(step))
 
     def arrays(self, rows: NDArray[np.int64]) -> BatchArrays:
         """These global rows, written out."""
-        shape = (len(rows), self.sequence_length)
+        return self._written(self._chosen(rows))
+
+    def _written(self, places: Sequence[tuple[int, PackedRows, int]]) -> BatchArrays:
+        shape = (len(places), self.sequence_length)
         ids, labels = np.full(shape, self._pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
         positions, documents = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.int64)
-        sources = np.empty(len(rows), dtype=np.int64)
-        for place, (source, packed, row) in enumerate(self._chosen(rows)):
+        sources = np.empty(len(places), dtype=np.int64)
+        for place, (source, packed, row) in enumerate(places):
             packed.fill(row, ids[place], labels[place], positions[place], documents[place])
             sources[place] = source
         return BatchArrays(input_ids_BL=ids, labels_BL=labels, positions_BL=positions, documents_BL=documents, sources_B=sources)
@@ -276,6 +262,12 @@ class Loader:
 
     def _rows_of(self, step: int) -> NDArray[np.int64]:
         return np.arange(step * self.batch_rows, (step + 1) * self.batch_rows, dtype=np.int64)
+
+    def _step(self, step: int) -> list[tuple[int, PackedRows, int]]:
+        """`_chosen` of a step's rows. A step asks first how many labels it has, then for its rows: the answer is kept until the next step."""
+        if self._latest is None or self._latest[0] != step:
+            self._latest = (step, self._chosen(self._rows_of(step)))
+        return self._latest[1]
 
     def _chosen(self, rows: NDArray[np.int64]) -> list[tuple[int, PackedRows, int]]:
         """(source, its packed rows, which of them) of each global row."""

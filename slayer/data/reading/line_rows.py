@@ -1,4 +1,4 @@
-"""Rows of formats with fields: JSON lines and CSV here, Parquet and Arrow in columns.py. What cannot be read becomes a BadRecord in its place."""
+"""Rows of formats with a record a line: JSON lines and CSV. What cannot be read becomes a BadRecord in its place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import BinaryIO
 
 from slayer.data.document import BadRecord
@@ -26,19 +25,7 @@ class Row:
     raw: bytes | None = None
 
 
-def read_rows(part: Slice, reading: Reading, skip: int = 0) -> Iterator[Row | BadRecord]:
-    """Rows of a slice behind the first `skip` (good or bad), in order."""
-    if part.file.kind == "lines":
-        return _line_rows(part, reading, skip)  # passes over lines without parsing them
-    if part.file.kind == "csv":
-        return islice(_csv_rows(part, reading), skip, None)
-    from slayer.data.reading.columns import arrow_rows, parquet_rows
-
-    read = parquet_rows if part.file.kind == "parquet" else arrow_rows
-    return islice(read(part, reading), skip, None)
-
-
-def _line_rows(part: Slice, reading: Reading, skip: int) -> Iterator[Row | BadRecord]:
+def line_rows(part: Slice, reading: Reading, skip: int) -> Iterator[Row | BadRecord]:
     """JSON objects, one a line; blank lines are not records."""
     file, number, end_bytes, passed = part.file.shown, 0, part.start, 0
     with open_stream(part.file) as stream:
@@ -139,7 +126,7 @@ class _CsvLines:
         return None if not block and not kept else line.removeprefix(BOM) if at_start else line
 
 
-def _csv_rows(part: Slice, reading: Reading) -> Iterator[Row | BadRecord]:
+def csv_rows(part: Slice, reading: Reading) -> Iterator[Row | BadRecord]:
     """Rows behind a header line; the record number counts rows, without header and blank lines."""
     file, names, record = part.file.shown, None, 0
     with open_stream(part.file) as stream:

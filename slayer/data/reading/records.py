@@ -9,7 +9,7 @@ from itertools import islice
 from slayer.data.document import BadRecord, Document
 from slayer.data.reading.fields import EMPTY, NoText, Reading, not_utf8, reading_of, text_of, too_long
 from slayer.data.reading.files import Slice, TextFile
-from slayer.data.reading.line_rows import Row, read_rows
+from slayer.data.reading.line_rows import Row, csv_rows, line_rows
 from slayer.data.reading.lines import BOM, Damage, Line, blocks, bounded_lines, guarded, head_of, line_count, open_stream
 
 __all__ = ["PIECE_CHARACTERS", "Reading", "document_of", "first_fields", "line_count", "read_slice", "reading_of"]
@@ -27,7 +27,7 @@ def read_slice(part: Slice, reading: Reading, skip: int = 0) -> Iterator[Documen
     """
     if part.file.kind == "text":
         return islice(_text_records(part.file, reading), skip, None)
-    return (item if isinstance(item, BadRecord) else document_of(item, part.file.shown, reading) for item in read_rows(part, reading, skip))
+    return (item if isinstance(item, BadRecord) else document_of(item, part.file.shown, reading) for item in _read_rows(part, reading, skip))
 
 
 def document_of(row: Row, file: str, reading: Reading) -> Document | BadRecord:
@@ -41,7 +41,7 @@ def document_of(row: Row, file: str, reading: Reading) -> Document | BadRecord:
 
 def first_fields(part: Slice, reading: Reading) -> Mapping[str, object] | None:
     """The fields of a slice's first record; None when it has none or cannot be read."""
-    first = None if part.file.kind == "text" else next(read_rows(part, reading), None)
+    first = None if part.file.kind == "text" else next(_read_rows(part, reading), None)
     return first.fields if isinstance(first, Row) else None
 
 
@@ -148,3 +148,15 @@ def _gathered(file: TextFile, limit_bytes: int) -> Iterator[list[Line] | BadReco
                 piece.add(line, text)
     if piece.lines:
         yield piece.lines
+
+
+def _read_rows(part: Slice, reading: Reading, skip: int = 0) -> Iterator[Row | BadRecord]:
+    """Rows of a slice behind the first `skip` (good or bad), in order."""
+    if part.file.kind == "lines":
+        return line_rows(part, reading, skip)  # passes over lines without parsing them
+    if part.file.kind == "csv":
+        return islice(csv_rows(part, reading), skip, None)
+    from slayer.data.reading.columns import arrow_rows, parquet_rows
+
+    read = parquet_rows if part.file.kind == "parquet" else arrow_rows
+    return islice(read(part, reading), skip, None)

@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -229,10 +230,13 @@ def build_parts(
 
 def _make_elsewhere(folder: Path, work: Work, missing: Sequence[int], workers: Workers, meter: _Meter) -> Iterator[tuple[int, Facts]]:
     """(number, facts) of each part as it is finished by one of the workers, in any order."""
-    sent = folder / f".work.{uuid.uuid4().hex}"  # once for each worker instead of once for each part: it may hold a vocabulary
+    # Sent once for each worker instead of once for each part, since it may hold a vocabulary; in a file that only this user can read or write.
+    descriptor, name = tempfile.mkstemp(prefix="slayer-work-")
+    sent = Path(name)
     waiting, running = iter(missing), dict[Future[Facts], int]()
     try:
-        sent.write_bytes(pickle.dumps(work))
+        with os.fdopen(descriptor, "wb") as stream:
+            pickle.dump(work, stream)
         while True:
             for number in islice(waiting, QUEUED * workers.processes - len(running)):
                 running[workers.submit(_make_part_of, str(sent), str(folder), number)] = number
