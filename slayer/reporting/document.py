@@ -15,6 +15,9 @@ from typing import Literal
 from slayer.reporting.packed_row import PackedRow, row_html, row_text
 from slayer.reporting.plan_rows import PlanRow
 
+LONGEST_WORD = 40
+"""Longer words in a table may be broken anywhere."""
+
 Tone = Literal["good", "bad", "plain", "domain", "replay"]
 
 
@@ -215,7 +218,8 @@ def _html_cell(cell: Cell) -> str:
             return f'<a href="{escape(href)}">{escape(text)}</a>'
         case Tag(text=text, tone=tone):
             return f'<span class="tag {tone}">{escape(text)}</span>'
-    return escape(cell)
+    unbroken = any(len(word) > LONGEST_WORD for word in cell.split())  # would push the columns behind it off the page
+    return f'<span class="unbroken">{escape(cell)}</span>' if unbroken else escape(cell)
 
 
 def _html_card(card: Card) -> str:

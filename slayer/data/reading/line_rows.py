@@ -57,7 +57,7 @@ def _line_row(file: str, number: int, line: Line, max_record_bytes: int) -> Row 
         except UnicodeDecodeError as error:
             reason = not_utf8(error, offset_bytes + len(line.content) - len(content))
         except (ValueError, RecursionError) as error:
-            seen = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            seen = f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             reason = f"is not JSON: {seen}"
     return BadRecord(file=file, record=number, offset_bytes=offset_bytes, reason=reason, head=head_of(content))
 
