@@ -11,7 +11,9 @@ from typing import Any
 
 from slayer.config import EvaluationConfig, HeldoutConfig, ModelConfig, RunConfig, load_config
 from slayer.data.benchmarks import benchmark_problems
+from slayer.data.preparation import prepare_text
 from slayer.data.reading.sources import source_problems
+from slayer.data.storing.parts import Workers
 from slayer.errors import ConfigError, ModelError, Problem
 from slayer.evaluation.assess import Settings, assess
 from slayer.launching.commandline import CONF, groups
@@ -80,7 +82,6 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
         raise ConfigError(missing)
     run = subject.run
     settings = Settings(
-        data=data,
         heldout=config.heldout or (run.heldout if run else HeldoutConfig()),
         precision=config.precision or (run.engine.precision if run else "bf16"),
         micro_batch_rows=config.micro_batch_rows or (run.engine.micro_batch_rows if run else 4),
@@ -88,8 +89,10 @@ def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     )  # fmt: skip
     console = open_console()
     console.print(f"[bold]{subject.name}[/] beside [bold]{base.name}[/] on the held-out documents of {data.name}", soft_wrap=True)
+    with progress_bar("text", console) as on_progress, Workers(data.processes) as workers:
+        text = prepare_text(data, workers, on_progress=on_progress)
     with progress_bar("scoring", console) as on_progress:
-        table = assess(subject.folder, base.folder, settings, on_progress)
+        table = assess(subject.folder, base.folder, text, settings, on_progress)
     own_run = subject.run is not None and config.base is None and config.data is None and config.output is None
     folder = subject.folder.parent if own_run else Path(config.output or f"runs/evaluations/{_plain(subject.name)}-beside-{_plain(base.name)}")
     results = Results(folder)

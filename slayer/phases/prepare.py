@@ -13,7 +13,7 @@ from slayer.evaluation.forgetting import compare
 from slayer.forward import load_model
 from slayer.importance.removal import removal_losses
 from slayer.models import model_hash_cached
-from slayer.phases.run import Run
+from slayer.phases.run import SAMPLE_TOKENS, Run
 from slayer.phases.text import TEXT_IDENTITY, require_same_text
 from slayer.reporting.console import print_finished, print_plan, print_proof
 from slayer.reporting.data_report import write_data_report
@@ -27,6 +27,9 @@ from slayer.surgery.freeze import trainable_names
 from slayer.surgery.plan import build_plan, load_plan, plan_problems
 from slayer.surgery.proof import prove
 from slayer.surgery.weights import Weights, require_space
+
+CLOSER_LOOK, SPARE_CANDIDATES = 3, 3
+"""A second, longer sample for the layers to prune and so many more."""
 
 LARGE_JUMP = 0.5
 """Nats per token from which it is measured which layers would have been cheaper to prune."""
@@ -77,10 +80,14 @@ def make_plan(run: Run) -> None:
 
 
 def removal_scores(run: Run) -> list[float]:
-    """Loss that each layer's removal adds, in nats per token, on the first rows of the training mixture; measured once per model and text."""
-    rows = run.sample_rows()
-    precision = run.config.engine.precision
-    key = hashlib.sha256(f"{model_hash_cached(run.base)} {precision}".encode() + rows.input_ids_BL.cpu().numpy().tobytes()).hexdigest()
+    """Loss that each layer's removal adds, in nats per token, on the first rows of the training mixture; measured once per model and text.
+
+    The layers that may be pruned are measured on CLOSER_LOOK times as many tokens more: among the cheapest, a short sample decides by chance.
+    """
+    rows, more = run.sample_rows(), run.sample_rows(CLOSER_LOOK * SAMPLE_TOKENS, skip_tokens=SAMPLE_TOKENS)
+    n_candidates, precision = run.config.prune + SPARE_CANDIDATES, run.config.engine.precision
+    text = b"".join(sample.input_ids_BL.cpu().numpy().tobytes() for sample in (rows, more))
+    key = hashlib.sha256(f"{model_hash_cached(run.base)} {precision} {n_candidates}".encode() + text).hexdigest()
     remembered = cache_dir() / "removal" / f"{key}.json"
     if remembered.exists():
         scores: list[float] = json.loads(remembered.read_text(encoding="utf-8"))
@@ -88,7 +95,11 @@ def removal_scores(run: Run) -> list[float]:
     model = load_model(run.base, precision, run.ranks.device)
     with progress_bar("removal", run.console) as on_progress:
         whole, without = removal_losses(model, rows, micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
-    scores = [loss - whole for loss in without]
+        scores = [loss - whole for loss in without]
+        candidates = sorted(sorted(range(len(scores)), key=scores.__getitem__)[:n_candidates])
+        whole, without = removal_losses(model, more, chosen=candidates, micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
+    for layer, loss in zip(candidates, without, strict=True):
+        scores[layer] = (scores[layer] + CLOSER_LOOK * (loss - whole)) / (1 + CLOSER_LOOK)
     write_file(remembered, json.dumps(scores).encode())
     return scores
 

@@ -46,14 +46,19 @@ class Run:
         heldout = {name: opened.prepared.heldout_documents(name, self.tokenizer) for name in self.config.data.sources}
         self.scorer = HeldoutScorer(heldout, self.tokenizer, self.config.heldout, self.config.data.sequence_length)
 
-    def sample_rows(self) -> Batch:
-        """The first rows that training would see, domain and replay in their shares: what is measured must serve both."""
+    def sample_rows(self, tokens: int = SAMPLE_TOKENS, *, skip_tokens: int = 0) -> Batch:
+        """The first rows that training would see (behind `skip_tokens` of them), domain and replay in their shares: what is measured must
+        serve both. At least one row."""
         import torch
 
-        n_rows = max(SAMPLE_TOKENS // self.config.data.sequence_length, 1)
-        batches = [self.loader.batch(step) for step in range(-(-n_rows // self.config.train.batch_rows))]
+        row_tokens, batch_rows = self.config.data.sequence_length, self.config.train.batch_rows
+        first, n_rows = -(-skip_tokens // row_tokens), max(tokens // row_tokens, 1)
+        steps = range(first // batch_rows, -(-(first + n_rows) // batch_rows))
+        batches, offset = [self.loader.batch(step) for step in steps], first % batch_rows
         fields = Batch.__dataclass_fields__
-        return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches])[:n_rows].to(self.ranks.device) for name in fields})
+        return Batch(
+            **{name: torch.cat([getattr(batch, name) for batch in batches])[offset : offset + n_rows].to(self.ranks.device) for name in fields}
+        )
 
     def score_folder(self, folder: Path, label: str) -> Nats:
         """Held-out nats of a model folder, from the cache where it was scored before."""

@@ -220,8 +220,15 @@ class Loader:
         refuse_too_many_epochs(self._repetitions(steps, {name: source.max_epochs for name, source in self._data.sources.items()}), self._data)
 
     def warnings(self, steps: int) -> list[str]:
-        """One sentence for each source that so many steps read more often than data.warn_epochs."""
-        return warnings_of_epochs(self._repetitions(steps, dict.fromkeys(self.source_names, self._data.warn_epochs)))
+        """One sentence for each source that so many steps read more often than data.warn_epochs, and for each stage that they do not reach."""
+        unreached = [stage for stage in self.schedule.stages if stage.from_step >= max(steps, 1)]
+        return [
+            *warnings_of_epochs(self._repetitions(steps, dict.fromkeys(self.source_names, self._data.warn_epochs))),
+            *(
+                f"the stage from {stage.from_tokens:,} tokens on is never reached: the run ends before step {stage.from_step:,}"
+                for stage in unreached
+            ),
+        ]
 
     def report(self, steps: int) -> list[SourceReport]:
         """One line a source, with what so many steps use of it."""

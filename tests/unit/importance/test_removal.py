@@ -48,6 +48,7 @@ def test_losses_are_bit_for_bit_those_of_models_without_the_layer(
             model.config.layer_types = [kind for index, kind in enumerate(model.config.layer_types) if index != removed]
         assert without[removed] == loss(model)
     assert len(set(without)) == 5
+    assert removal_losses(load_model(folder, "fp32"), rows, chosen=[3, 1], micro_batch_rows=2) == (whole, [without[3], without[1]])
 
 
 def test_the_model_is_left_as_it_was_and_progress_is_told(

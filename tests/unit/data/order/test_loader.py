@@ -262,6 +262,13 @@ def test_measured_shares_of_tokens_are_the_asked_ones_within_a_thousandth(
         assert measured[report.name] == pytest.approx(report.planned_share, abs=0.001)
 
 
+def test_a_stage_that_is_never_reached_is_warned_about(make_loader: MakeLoader) -> None:
+    loader = make_loader(stages=[StageConfig(from_tokens=100_000, replay=0.6)])
+    begins = loader.schedule.stages[1].from_step
+    assert [sentence for sentence in loader.warnings(begins) if "from 100,000 tokens on is never reached" in sentence]
+    assert not [sentence for sentence in loader.warnings(begins + 1) if "stage" in sentence]
+
+
 def test_shares_follow_the_stages(make_loader: MakeLoader) -> None:
     stages = [StageConfig(from_tokens=100_000, replay=0.6), StageConfig(from_tokens=150_000, weights={"code": 0.0})]
     loader = make_loader(stages=stages)
