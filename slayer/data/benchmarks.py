@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -81,8 +81,9 @@ def benchmark_items(names: Sequence[str]) -> tuple[Item, ...]:
     return tuple(item for name in _chosen(names) for item in _items(name, str(cache_dir())))
 
 
-def items_hash(items: Iterable[Item]) -> str:
-    """SHA-256 of what is looked for, in order."""
+@lru_cache(maxsize=4)
+def items_hash(items: tuple[Item, ...]) -> str:
+    """SHA-256 of what is looked for, in order. Every source of a run asks for the same one."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(json.dumps([item.benchmark, item.id, item.text]).encode())

@@ -76,7 +76,7 @@ def show_text(config: RunConfig, overrides: list[str]) -> None:
     console = open_console()
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model), local_files_only=True)
     opened = open_text(config, tokenizer, console)
-    facts = opened.facts
+    facts = opened.facts(tokenizer)
     require_same_text(config.folder, opened.loader.identity())
     report = write_data_report(config.folder, facts)
     print_data(facts, report=report, console=console)

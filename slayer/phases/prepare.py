@@ -41,11 +41,12 @@ def prepare(run: Run, command: str) -> None:
     run.open_data()
     require_same_text(run.folder, run.loader.identity())
     write_file(run.folder / TEXT_IDENTITY, (json.dumps(run.loader.identity(), indent=1) + "\n").encode())
-    print_data(run.facts, report=write_data_report(run.folder, run.facts), console=run.console)
+    facts = run.text.facts(run.tokenizer)
+    print_data(facts, report=write_data_report(run.folder, facts), console=run.console)
     make_plan(run)
     shape = read_shape(run.base)
     print_plan(run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, console=run.console)
-    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=run.facts["sources"], versions=versions())
+    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=facts["sources"], versions=versions())
     if run.config.dry_run:
         print_finished(write_report(run.folder), console=run.console)
         return

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from slayer.config import RunConfig
 from slayer.data.order.loader import Batch, Loader
 from slayer.evaluation.scorer import HeldoutScorer, Nats
-from slayer.phases.text import open_text
+from slayer.phases.text import OpenedText, open_text
 from slayer.reporting.console import open_console
 from slayer.reporting.progress import progress_bar
 from slayer.results import Results
@@ -36,14 +35,14 @@ class Run:
         self.scorer: HeldoutScorer
         self.plan: LayerPlan
         self.results: Results
-        self.facts: dict[str, Any]
+        self.text: OpenedText
         self.total_steps = 0
 
     def open_data(self) -> None:
         """Prepare (or open) the text; choose the held-out documents; count the steps."""
-        opened = open_text(self.config, self.tokenizer, self.console, lambda: self.stop.requested)
-        self.loader, self.total_steps, self.facts = opened.loader, opened.total_steps, opened.facts
-        heldout = {name: opened.prepared.heldout_documents(name, self.tokenizer) for name in self.config.data.sources}
+        self.text = open_text(self.config, self.tokenizer, self.console, lambda: self.stop.requested)
+        self.loader, self.total_steps = self.text.loader, self.text.total_steps
+        heldout = {name: self.text.prepared.heldout_documents(name, self.tokenizer) for name in self.config.data.sources}
         self.scorer = HeldoutScorer(heldout, self.tokenizer, self.config.heldout, self.config.data.sequence_length)
 
     def sample_rows(self, tokens: int = SAMPLE_TOKENS, *, skip_tokens: int = 0) -> Batch:

@@ -31,7 +31,10 @@ class OpenedText:
     prepared: PreparedText
     loader: Loader
     total_steps: int
-    facts: dict[str, Any]
+
+    def facts(self, tokenizer: Any) -> dict[str, Any]:
+        """What a report shows of it."""
+        return text_facts(self.prepared, self.loader, tokenizer, self.total_steps)
 
 
 def open_text(config: RunConfig, tokenizer: Any, console: Console, stop_requested: Callable[[], bool] = lambda: False) -> OpenedText:
@@ -50,8 +53,7 @@ def open_text(config: RunConfig, tokenizer: Any, console: Console, stop_requeste
         loader = open_loader(prepared, tokenizer, workers, seed=config.seed, batch_rows=config.train.batch_rows, on_progress=on_progress)
     total_steps = planned_steps(config.train, config.data.sequence_length, loader.steps_per_domain_epoch)
     loader.require_epochs(total_steps)
-    facts = text_facts(prepared, loader, tokenizer, total_steps)
-    return OpenedText(prepared=prepared, loader=loader, total_steps=total_steps, facts=facts)
+    return OpenedText(prepared=prepared, loader=loader, total_steps=total_steps)
 
 
 def has_work(folder: Path) -> bool:

@@ -35,7 +35,6 @@ class TrainingProgress:
         self._printed_at: float | None = None
         self._unprinted: str | None = None
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
-        self._last_step: int | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -62,7 +61,6 @@ class TrainingProgress:
             self._seconds.append(float(record["step_seconds"]))
         elapsed = time.monotonic() - self._started
         left = statistics.median(self._seconds) * max(steps - step, 0) if self._seconds else None
-        self._last_step = step
         if self._bar is not None:
             self._advance(self._bar, step, steps, record, elapsed, left)
             return

@@ -21,7 +21,7 @@ from slayer.surgery.families import (
 )
 from slayer.surgery.initialise import mean_of, random_like, slerp_midpoint
 from slayer.surgery.plan import Keep, LayerPlan, New
-from slayer.surgery.weights import Recipe, Weights, combined_hash, copy_companions, require_space, weight_files, write_weights
+from slayer.surgery.weights import Recipe, Weights, combined_hash, copy_companions, require_space, write_weights
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +168,3 @@ def model_hash(folder: Path) -> str:
     weights = Weights(folder)
     config_digest = hashlib.sha256(json.dumps(read_model_config(folder), sort_keys=True).encode()).hexdigest()
     return combined_hash({name: tensor_sha256(weights[name]) for name in weights.infos} | {"config.json": config_digest})
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of a model folder's weights."""
-    return sum(path.stat().st_size for path in weight_files(folder))

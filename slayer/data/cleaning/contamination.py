@@ -132,7 +132,7 @@ def open_index(path: Path) -> ContaminationIndex:
 
 def index_file(items: Sequence[Item]) -> Path:
     """The saved index of these questions; made when it is not in the cache yet."""
-    key = hashlib.sha256(f"{FORMAT}/{RUN_WORDS}/{SHORTEST_WORDS}/{COMMON_ITEMS}/{items_hash(items)}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{FORMAT}/{RUN_WORDS}/{SHORTEST_WORDS}/{COMMON_ITEMS}/{items_hash(tuple(items))}".encode()).hexdigest()[:32]
     path = cache_dir() / "benchmarks" / f"{key}.npz"
     if not path.is_file():
         ContaminationIndex.of(items).save(path)

@@ -72,7 +72,6 @@ class Selection:
     is_heldout: NDArray[np.bool_]
     removed: list[Removal]
     train_bytes: int
-    heldout_bytes: int
 
     @property
     def train(self) -> NDArray[np.int64]:
@@ -140,7 +139,7 @@ def _select(
         removed = _removals(mixture, number, reasons, originals, similarities)
         selections[name] = Selection(
             fingerprint=f"{key}-{number}", reasons=reasons[part], is_heldout=heldout, removed=removed,
-            train_bytes=int(measures.n_bytes[kept & ~heldout].sum()), heldout_bytes=int(measures.n_bytes[heldout].sum()),
+            train_bytes=int(measures.n_bytes[kept & ~heldout].sum()),
         )  # fmt: skip
     return selections
 
@@ -272,10 +271,7 @@ def _save(folder: Path, key: str, selections: Mapping[str, Selection]) -> None:
         arrays |= {f"reasons-{number}": one.reasons, f"heldout-{number}": one.is_heldout}
     np.savez_compressed(content, **arrays)
     write_file(folder / f"{key}.npz", content.getvalue())
-    facts = [
-        {"removed": [asdict(removal) for removal in one.removed], "train_bytes": one.train_bytes, "heldout_bytes": one.heldout_bytes}
-        for one in selections.values()
-    ]
+    facts = [{"removed": [asdict(removal) for removal in one.removed], "train_bytes": one.train_bytes} for one in selections.values()]
     write_file(folder / f"{key}.json", json.dumps(facts).encode())
 
 
@@ -292,7 +288,7 @@ def _load(folder: Path, key: str, names: Sequence[str]) -> dict[str, Selection] 
                 ]
                 selections[name] = Selection(
                     fingerprint=f"{key}-{number}", reasons=arrays[f"reasons-{number}"], is_heldout=arrays[f"heldout-{number}"], removed=removed,
-                    train_bytes=facts[number]["train_bytes"], heldout_bytes=facts[number]["heldout_bytes"],
+                    train_bytes=facts[number]["train_bytes"],
                 )  # fmt: skip
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None

@@ -122,9 +122,11 @@ class Stream:
     @property
     def cannot_promise(self) -> tuple[str, ...]:
         """What an indexed source has and this one lacks, in sentences."""
+        counts = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in self.first_removed.items()) or "nothing"
         return (
             f"The order is that of its files: it is shuffled only within a window of up to {WINDOW_ROWS} rows or {WINDOW_RECORDS:,} records.",
             "Duplicates are found only where they are exact and stand in one window; near-duplicates are not looked for.",
+            f"What is removed is counted beforehand in the first window only: {counts}.",
             "How often it will be read is not known beforehand; at its end it starts over with its files in another order.",
             "Its share of the tokens is exact only as far as later text fills rows like the first window does.",
             "Every rank reads and tokenises all of it.",

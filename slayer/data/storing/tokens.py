@@ -60,13 +60,10 @@ class Encoder:
     @classmethod
     def of(cls, tokenizer: Any) -> Encoder:
         """The encoder of a transformers tokenizer; DataError when it has no EOS token."""
-        if tokenizer.eos_token_id is None:
-            raise DataError(
-                "the tokenizer has no EOS token, so documents cannot be told apart\n    set eos_token in the model's tokenizer_config.json"
-            )
+        eos = end_token(tokenizer)
         fast = bool(getattr(tokenizer, "is_fast", False))
         state = tokenizer.backend_tokenizer.to_str() if fast else None
-        return cls(state, None if fast else tokenizer, start_token(tokenizer), int(tokenizer.eos_token_id))
+        return cls(state, None if fast else tokenizer, start_token(tokenizer), eos)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_fast"}

@@ -188,6 +188,7 @@ def test_copies_in_a_window_and_rubbish_are_left_out(open_stream: Open) -> None:
     stream = open_stream([shard])
     assert {piece[0] for index in epoch_rows(stream, 0) for piece in row_of(stream, index)} == {"0", "4"}
     assert stream.first_removed == {"duplicate": 2, "too_short": 1, "not_text": 1}
+    assert any("1 too short" in sentence for sentence in stream.cannot_promise)
     kept = open_stream([shard], cleaning=CLEANING.model_copy(update={"exact_duplicates": False}))
     assert {piece[0] for index in epoch_rows(kept, 0) for piece in row_of(kept, index)} == {"0", "1", "4", "5"}
 
