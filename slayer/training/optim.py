@@ -45,7 +45,8 @@ def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:
         case "wsd":
             decay_steps = max(math.ceil(train.decay_share * total_steps), 1)
             into_decay = step - (total_steps - decay_steps)
-            return peak if into_decay < 0 else peak + (floor - peak) * (into_decay + 1) / decay_steps
+            decayed = max(into_decay + 1, 0) / decay_steps
+            return peak * (1 - decayed) + floor * decayed  # so the last step's rate is the floor itself, however small
 
 
 def weight_decay(step: int, train: TrainConfig) -> float:

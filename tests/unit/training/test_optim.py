@@ -53,6 +53,13 @@ def test_warm_up_is_a_straight_line_to_the_peak(total_steps: int, share: float, 
         assert rate == pytest.approx(PEAK)
 
 
+@given(STEPS, SHARES, st.floats(0, 1))
+def test_warm_up_stable_decay_ends_at_the_floor_itself(total_steps: int, share: float, floor: float) -> None:
+    train = TrainConfig(learning_rate=PEAK, schedule="wsd", warmup_share=share, final_lr_share=floor)
+    if ceil(share * total_steps) < total_steps:
+        assert learning_rate(total_steps - 1, total_steps, train) == PEAK * floor
+
+
 @given(st.integers(2, 5_000), SHARES, st.floats(0, 1), st.data())
 def test_cosine_follows_its_formula(total_steps: int, share: float, floor: float, data: st.DataObject) -> None:
     train = TrainConfig(learning_rate=PEAK, schedule="cosine", warmup_share=share, final_lr_share=floor)
