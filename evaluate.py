@@ -1,4 +1,4 @@
-"""python evaluate.py checkpoint=RUN [base=…]: a model beside its base, on held-out text, with intervals. `--help` explains each key."""
+"""python evaluate.py checkpoint=RUN [base=…] [suite=NAME]: what a model learnt and what it forgot. `--help` explains each key."""
 
 from __future__ import annotations
 

@@ -124,6 +124,7 @@ class DataConfig(Section):
     """The mixture of texts and how it is cut into rows."""
 
     name: str = Field(description="short name, shown in reports")
+    suite: str | None = Field(None, description="the suite of conf/suite that asks about this domain (suite=domain)")
     path: str | None = Field(None, description="data=local only: your text (file, folder or glob)")
     sources: dict[str, SourceConfig] = Field(description="sources by name")
     replay: float = Field(0.25, ge=0, lt=1, description="share of all trained tokens that comes from replay sources")
@@ -180,6 +181,43 @@ class HeldoutConfig(Section):
     sample_tokens: int = Field(40, ge=1, description="tokens generated per sample")
 
 
+class TaskConfig(Section):
+    """One benchmark task of a suite, by its name in lm-eval (a task, group or tag)."""
+
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; null: as the task defines")
+    limit: int | None = Field(None, ge=1, description="items scored, drawn with the seed and always the same; null: all")
+    role: Literal["general", "domain"] = Field("general", description="general: what must not be forgotten; domain: what is to be learnt")
+
+
+class SuiteConfig(Section):
+    """Which benchmarks are scored."""
+
+    name: str = Field(description="short name, shown in reports")
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="tasks by name")
+    heldout: bool = Field(True, description="score held-out text as well, where there is a text")
+    of_the_text: bool = Field(False, description="the tasks of the suite that the text names (data.suite) instead of tasks of its own")
+    in_loop_items: int = Field(100, ge=1, description="items per task in evaluations during training (train.evaluate_every)")
+
+
+class DecodingConfig(Section):
+    """How the next token is chosen from a model's scores."""
+
+    name: Literal["task", "greedy", "sampling", "dola"] = Field(
+        "task", description="task: as each task defines; dola: contrast the last layer with an earlier one (arXiv 2309.03883), in scoring too"
+    )
+    temperature: float = Field(1.0, gt=0, description="sampling only: temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="sampling only: smallest set of tokens with this probability together")
+    top_k: int | None = Field(None, ge=1, description="sampling only: the so many likeliest tokens")
+    layers: list[int] | None = Field(
+        None, description="dola only: candidate layers, as 0-based layers of the base model; null: the even ones of one half"
+    )
+    half: Literal["shallow", "deep"] = Field("shallow", description="dola only: which half the candidates are from when layers is null")
+    alpha: float = Field(0.1, gt=0, lt=1, description="dola only: tokens less likely than alpha times the likeliest are left out")
+    divergence: Literal["jensen_shannon", "released"] = Field(
+        "jensen_shannon", description="dola only: the textbook divergence, or the one that the released code computes"
+    )
+
+
 class TrackerConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -218,6 +256,7 @@ class RunConfig(Section):
     engine: EngineConfig
     train: TrainConfig
     heldout: HeldoutConfig = Field(default_factory=HeldoutConfig)
+    suite: SuiteConfig = Field(default_factory=lambda: SuiteConfig(name="heldout"))
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
     launcher: LauncherConfig = Field(default_factory=LauncherConfig)
 
@@ -230,17 +269,39 @@ class RunConfig(Section):
 class EvaluationConfig(Section):
     """One call of evaluate.py."""
 
-    checkpoint: str = Field(description="what is scored: a run folder, a Hugging Face folder, or a name from conf/model")
+    checkpoint: str | None = Field(None, description="what is scored: a run folder, a Hugging Face folder, or a name from conf/model")
     base: str | None = Field(None, description="what it is compared with, likewise; a run knows its own base")
-    suite: Literal["heldout"] = Field("heldout", description="heldout: bits per byte of held-out text")
+    runs: list[str] = Field(default_factory=list, description="several models instead of one checkpoint: runs, folders, names, or a sweep folder")
+    sequence: bool = Field(False, description="the runs were trained one after the other, each from the one before: OP, BWT and FG")
+    factors: list[str] = Field(
+        default_factory=list, description="keys whose effect is tested over the runs; default: those that differ, but the seed"
+    )
+    suite: SuiteConfig = Field(default_factory=lambda: SuiteConfig(name="heldout"))
+    tasks: list[str] = Field(default_factory=list, description="lm-eval tasks, groups or tags instead of the suite's")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt, for every task; null: as suite or task define")
+    limit: int | None = Field(None, ge=1, description="items scored per task, drawn with the seed; null: as the suite says, else all")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of sub-samples and intervals")
+    include_path: str | None = Field(None, description="a folder of lm-eval task files of your own")
+    questions: Literal["auto", "hub", "local"] = Field(
+        "auto", description="where questions come from; auto: the hub if it can be reached, else the embedded sets"
+    )
+    apply_chat_template: bool = Field(False, description="put prompts into the tokenizer's chat template")
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig)
+    confirm_run_unsafe_code: bool = Field(False, description="run code that the model wrote (HumanEval, MBPP), in a sandbox")
+    backend: Literal["shared_prefix", "harness"] = Field(
+        "shared_prefix", description="shared_prefix: shared beginnings are computed once; harness: lm-eval's own Hugging Face backend"
+    )
+    batch_tokens: int | None = Field(None, ge=64, description="tokens in one forward pass of a benchmark; null: chosen for the device")
+    shift_tokens: int = Field(2_000, ge=0, description="held-out tokens per source for KL and rank shift against the base; 0: none")
     output: str | None = Field(None, description="folder for results.json and report; default: the run folder, or runs/evaluations/NAME")
     precision: Literal["bf16", "fp32"] | None = Field(None, description="compute precision; null: the run's own, else bf16")
-    micro_batch_rows: int | None = Field(None, ge=1, description="rows in one forward pass; null: the run's own, else 4")
+    micro_batch_rows: int | None = Field(None, ge=1, description="rows in one forward pass of held-out text; null: the run's own, else 4")
     heldout: HeldoutConfig | None = Field(None, description="what is scored; null: the run's own choice, so its numbers come again")
     data: DataConfig | None = Field(None, description="text to score on; default: the run's own")
+    tracker: TrackerConfig = Field(default_factory=TrackerConfig)
 
 
-NOT_PART_OF_A_RUN = {"dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "data": {"processes": True}}
+NOT_PART_OF_A_RUN = {"dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "data": {"processes": True, "suite": True}}
 """Keys that may differ between two starts of the same run: they do not change what is computed."""
 
 

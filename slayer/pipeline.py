@@ -8,6 +8,7 @@ from __future__ import annotations
 from slayer.config import RunConfig, config_differences, load_config, save_config
 from slayer.errors import CheckpointError
 from slayer.models import resolve_model
+from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.compare import compare_and_report, show_again
 from slayer.phases.fit import fit
 from slayer.phases.outcome import Outcome
@@ -36,13 +37,17 @@ def run_pipeline(config: RunConfig, command: str) -> Outcome:
         run.read_prepared()
         if config.dry_run:
             return Outcome(objective=None, report=config.folder / "report.html")
-        state = fit(run, stop)
+        benchmarks = RunBenchmarks(run)
+        if ranks.is_first:
+            benchmarks.score_before()
+        ranks.wait()
+        state = fit(run, stop, benchmarks)
         if state.step < run.total_steps:
             return Outcome(objective=None, report=None, stopped_at=state.step)
         if not ranks.is_first:
             ranks.wait()
             return Outcome(objective=None, report=None)
-        outcome = compare_and_report(run)
+        outcome = compare_and_report(run, benchmarks)
         ranks.wait()
         return outcome
 

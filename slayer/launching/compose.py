@@ -10,6 +10,7 @@ from slayer.config import RunConfig
 from slayer.data.benchmarks import benchmark_problems
 from slayer.data.reading.sources import source_problems
 from slayer.errors import ConfigError, Problem
+from slayer.launching.checks import named_suite, suite_problems
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.naming import run_name
 from slayer.models import model_problem, resolve_model
@@ -51,7 +52,27 @@ def validate(composed: Any, overrides: Sequence[str], problems: Sequence[Problem
         found += _model_problems(good)
     if "data" in good and not any(problem.key.startswith("data.") for problem in found):
         found += source_problems(good["data"]) + benchmark_problems(good["data"].cleaning.decontaminate)
+    if "suite" in good and "data" in good and not any(problem.key.startswith(("suite", "data")) for problem in found):
+        found += _suite_problems(good)
     return build_config(good, found)
+
+
+def _suite_problems(good: dict[str, Any]) -> list[Problem]:
+    """What is wrong with the benchmarks of a run. suite=domain becomes the suite that the text names."""
+    from slayer.evaluation.harness.tasks import task_problems
+
+    suite, data = good["suite"], good["data"]
+    found = suite_problems(data.suite, "data.suite")
+    if found:
+        return found
+    if suite.of_the_text:
+        if data.suite is None:
+            why = f"asks about the text's domain, and the text {data.name} names no suite for it"
+            return [Problem(key="suite", value=suite.name, why=why, fix="data.suite=code, or suite=quick")]
+        good["suite"] = suite = named_suite(data.suite)
+    if not suite.tasks:
+        return []
+    return task_problems(suite, include_path=None, questions="auto", confirm_run_unsafe_code=False)
 
 
 def _model_problems(good: Mapping[str, Any]) -> list[Problem]:

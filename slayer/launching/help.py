@@ -54,24 +54,29 @@ TRAIN = Page(
         ("The text", ("data",)),
         ("Training", ("train",)),
         ("The engine and its processes", ("engine", "launcher")),
-        ("What is measured and where it is shown", ("heldout", "objective", "tracker")),
+        ("What is measured and where it is shown", ("heldout", "suite", "objective", "tracker")),
         ("The run as a whole", ("run", "runs_dir", "dry_run", "seed", "experiment")),
     ),
 )
 
 EVALUATE = Page(
     command="evaluate.py",
-    purpose="scores a model beside its base on held-out text, with intervals.",
+    purpose="measures what a model learnt and what it forgot: on held-out text and on benchmarks, beside its base, with intervals.",
     config="evaluate",
     schema=EvaluationConfig,
     examples=(
         ("checkpoint=runs/NAME", "the result of a run beside its base, on the run's own held-out text"),
+        ("checkpoint=runs/NAME suite=quick", "on benchmarks as well: what it forgot"),
+        ("checkpoint=DIR base=smollm2_135m tasks=[arc_easy,piqa] limit=200", "any two models on any tasks of lm-eval"),
         ("checkpoint=DIR base=smollm2_135m data=demo", "any two models on any text"),
+        ("runs=[runs/A,runs/B] suite=quick", "several models side by side; a sweep folder stands for its runs"),
     ),
     sections=(
-        ("The models", ("checkpoint", "base")),
-        ("What is measured", ("suite", "heldout", "precision", "micro_batch_rows", "output")),
-        ("The text", ("data",)),
+        ("The models", ("checkpoint", "base", "runs", "sequence", "factors")),
+        ("The benchmarks", ("suite", "tasks", "num_fewshot", "limit", "seed", "include_path", "questions", "apply_chat_template")),
+        ("How models answer", ("decoding", "confirm_run_unsafe_code", "backend", "batch_tokens", "precision")),
+        ("The text", ("data", "heldout", "shift_tokens", "micro_batch_rows")),
+        ("Where it goes", ("output", "tracker")),
     ),
 )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 
-from slayer.config import RunConfig
+from slayer.config import TrackerConfig
 from slayer.evaluation.forgetting import compare, objective
 from slayer.evaluation.samples import choose_prompts, continue_prompts
 from slayer.evaluation.scorer import prefix_token
 from slayer.forward import load_model
+from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.outcome import Outcome
 from slayer.phases.run import Run
+from slayer.reporting.benchmark_table import print_benchmarks, print_forgetting
 from slayer.reporting.console import print_finished, print_results
 from slayer.reporting.model_card import model_card
 from slayer.reporting.report import write_report
@@ -18,21 +20,24 @@ from slayer.reporting.trackers import open_trackers
 from slayer.results import Results
 
 
-def compare_and_report(run: Run) -> Outcome:
+def compare_and_report(run: Run, benchmarks: RunBenchmarks) -> Outcome:
     """First rank: score the exported model beside the base, write samples, card, report."""
     base = run.score_folder(run.base, "held-out text, base model")
     start = run.score_folder(run.expanded, "held-out text, before training")
     result = run.score_folder(run.exported, "held-out text, result")
     table = compare(run.scorer.sets, run.loader.roles, base, result, start)
-    trackers = open_trackers(_jsonl_only(run.config), run.folder)
-    trackers.log({"step": run.total_steps, **{f"heldout/{source}": value for source, value in run.scorer.in_loop_part(result).items()}})
+    sections, tasks = benchmarks.compare()
+    trackers = open_trackers(TrackerConfig(name="jsonl"), run.folder, name=run.config.run, values={})
+    trackers.log({"step": run.total_steps, **{f"heldout/{source}": value for source, value in run.scorer.in_loop_part(result).items()}, **tasks})
     trackers.finish()
     value = objective(table, run.config.objective)
-    run.results.update(heldout=table, samples=_samples(run))
+    run.results.update(heldout=table, samples=_samples(run), **sections)
     run.results.update(objective={"name": run.config.objective, "value": value})
     shutil.copyfile(run.folder / "plan.json", run.exported / "plan.json")
     (run.exported / "README.md").write_text(model_card(run.folder), encoding="utf-8")
     print_results(run.results.values, console=run.console)
+    print_benchmarks(run.results.values, console=run.console)
+    print_forgetting(run.results.values, console=run.console)
     report = write_report(run.folder)
     print_finished(report, console=run.console)
     # The expanded model is the base plus the plan: it can be built again at any time.
@@ -59,11 +64,8 @@ def show_again(run: Run) -> Outcome:
     results = Results(run.folder)
     run.console.print(f"{run.folder} is finished; nothing to do (type run=NAME for another run)", soft_wrap=True)
     print_results(results.values, console=run.console)
+    print_benchmarks(results.values, console=run.console)
+    print_forgetting(results.values, console=run.console)
     report = write_report(run.folder)
     print_finished(report, console=run.console)
     return Outcome(objective=results["objective"]["value"], report=report)
-
-
-def _jsonl_only(config: RunConfig) -> RunConfig:
-    """The same configuration with metrics.jsonl as its only tracker."""
-    return config.model_copy(update={"tracker": config.tracker.model_copy(update={"name": "jsonl"})})

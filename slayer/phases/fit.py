@@ -8,6 +8,7 @@ from typing import Any
 from slayer.cost.flops import peak_flops, train_flops_per_token
 from slayer.data.order.loader import Batch
 from slayer.forward import load_model, logits_of
+from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.run import Run
 from slayer.reporting.progress import TrainingProgress
 from slayer.reporting.trackers import Trackers, open_trackers
@@ -22,7 +23,7 @@ from slayer.training.metrics import device_name
 from slayer.training.signals import StopRequest
 
 
-def fit(run: Run, stop: StopRequest) -> RunState:
+def fit(run: Run, stop: StopRequest, benchmarks: RunBenchmarks) -> RunState:
     """Train from the newest valid checkpoint to the end, and export. All ranks."""
     if run.total_steps == 0:
         if run.ranks.is_first:
@@ -37,9 +38,9 @@ def fit(run: Run, stop: StopRequest) -> RunState:
         audit.check(engine, "at the start")
         binding = Binding(model=combined_hash(built_hashes), data=run.loader.fingerprint)
         state = _resume(run, engine, binding)
-        trackers = open_trackers(config, run.folder) if run.ranks.is_first else None
+        trackers = open_trackers(config.tracker, run.folder, name=config.run, values=config.model_dump()) if run.ranks.is_first else None
         with TrainingProgress(run.console) as progress:
-            callbacks = _callbacks(run, engine, audit, binding, trackers, progress, state)
+            callbacks = _callbacks(run, engine, audit, binding, trackers, progress, state, benchmarks)
             state = train(engine, run.loader, state, run.total_steps, config.train, callbacks, _pace(run), stop)
         if trackers is not None:
             trackers.finish()
@@ -64,8 +65,9 @@ def _resume(run: Run, engine: TrainingEngine, binding: Binding) -> RunState:
 
 
 def _callbacks(
-    run: Run, engine: TrainingEngine, audit: FrozenAudit, binding: Binding, trackers: Trackers | None, progress: TrainingProgress, state: RunState
-) -> Callbacks:
+    run: Run, engine: TrainingEngine, audit: FrozenAudit, binding: Binding, trackers: Trackers | None, progress: TrainingProgress, state: RunState,
+    benchmarks: RunBenchmarks,
+) -> Callbacks:  # fmt: skip
     def log(record: dict[str, Any]) -> None:
         if trackers is not None:
             trackers.log(record)
@@ -73,7 +75,7 @@ def _callbacks(
 
     def evaluate(now: RunState) -> None:
         scores = run.scorer.score_in_loop(engine.logits, micro_batch_rows=run.micro_batch_rows, device=run.ranks.device)
-        log({"step": now.step, **{f"heldout/{source}": value for source, value in scores.items()}})
+        log({"step": now.step, **{f"heldout/{source}": value for source, value in scores.items()}, **benchmarks.score_in_training(engine)})
 
     def save(now: RunState) -> None:
         audit.check(engine, f"at step {now.step}")
@@ -81,8 +83,9 @@ def _callbacks(
 
     if trackers is not None:
         trackers.truncate_after(state.step)
-        if state.step == 0:
-            log({"step": 0, **{f"heldout/{source}": value for source, value in run.results["before"]["start"].items()}})
+    if state.step == 0:
+        tasks = benchmarks.score_in_training(engine) if run.config.train.evaluate_every is not None else {}
+        log({"step": 0, **{f"heldout/{source}": value for source, value in run.results["before"]["start"].items()}, **tasks})
     return Callbacks(on_log=log, on_evaluate=evaluate, on_save=save)
 
 

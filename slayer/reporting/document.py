@@ -61,7 +61,17 @@ class Tag:
     tone: Tone
 
 
-Cell = str | Link | Tag
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """A table cell with a quiet line below its text; the best of a column is in bold."""
+
+    text: str
+    note: str
+    tone: Tone = "plain"
+    best: bool = False
+
+
+Cell = str | Link | Tag | Noted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +228,9 @@ def _html_cell(cell: Cell) -> str:
             return f'<a href="{escape(href)}">{escape(text)}</a>'
         case Tag(text=text, tone=tone):
             return f'<span class="tag {tone}">{escape(text)}</span>'
+        case Noted(text=text, note=note, tone=tone, best=best):
+            shown = f"<b>{escape(text)}</b>" if best else escape(text)
+            return f'<span class="noted {tone}">{shown}</span><small>{escape(note)}</small>'
     unbroken = any(len(word) > LONGEST_WORD for word in cell.split())  # would push the columns behind it off the page
     return f'<span class="unbroken">{escape(cell)}</span>' if unbroken else escape(cell)
 
@@ -301,7 +314,7 @@ def markdown_table(table: Table) -> str:
     rows = []
     for place, cells in enumerate(table.rows):
         words = [_markdown_cell(cell) for cell in cells]
-        rows.append(" | ".join(f"**{word}**" if place in table.strong and word else word for word in words))
+        rows.append(" | ".join(f"**{word}**" if place in table.strong and word and "**" not in word else word for word in words))
     return "\n".join(f"| {line} |" for line in (head, rule, *rows))
 
 
@@ -311,6 +324,8 @@ def _markdown_cell(cell: Cell) -> str:
             return f"[{_md(text)}](<{href}>)"
         case Tag(text=text):
             return _md(text)
+        case Noted(text=text, note=note, best=best):
+            return f"**{_md(text)}** {_md(note)}".rstrip() if best else f"{_md(text)} {_md(note)}".rstrip()
     return _md(cell)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -200,29 +200,77 @@ class FrontierPoint:
     replay_interval: tuple[float, float] | None = None
     domain_interval: tuple[float, float] | None = None
     best: bool = False
+    series: str = ""
 
 
-def frontier_figure(points: Sequence[FrontierPoint]) -> Figure:
-    """Forgotten to the right, learnt upwards; the line joins the runs that no other run beats on both."""
+FORGOTTEN_LABEL = "forgotten: change on replay text, %   (left is better)"
+LEARNT_LABEL = "learnt: bits per byte saved, %"
+SERIES = ((DOMAIN_COLOURS[0], "o"), (REPLAY_COLOURS[1], "s"), (FILLS["new"], "^"), (REPLAY_COLOURS[0], "D"), (DOMAIN_COLOURS[1], "v"), (MUTED, "P"))
+"""Colour and marker of each series; further ones begin again."""
+
+
+def frontier_figure(points: Sequence[FrontierPoint], *, x_label: str = FORGOTTEN_LABEL, y_label: str = LEARNT_LABEL) -> Figure:
+    """Forgotten to the right, learnt upwards; the line joins the runs that no other run beats on both. Points of one series look alike."""
+    looks = {name: SERIES[place % len(SERIES)] for place, name in enumerate(dict.fromkeys(point.series for point in points))}
     with figure_style():
         figure = new_figure(7.6, 4.4)
         axes = figure.subplots()
         best_path = pareto(points)
         axes.plot([p.replay_percent for p in best_path], [-p.domain_percent for p in best_path], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for point in points:
-            colour = FILLS["new"] if point.best else DOMAIN_COLOURS[0]
+            colour, marker = looks[point.series]
+            colour = FILLS["new"] if point.best else colour
             x, y = point.replay_percent, -point.domain_percent
             x_error = _bars(x, point.replay_interval)
             y_error = _bars(y, tuple(sorted(-bound for bound in point.domain_interval)) if point.domain_interval else None)
-            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt="o", color=colour, markersize=7, linewidth=0.9, capsize=0, alpha=0.9)
-            weight = "bold" if point.best else "normal"
-            text = f"{point.label}{' (best)' if point.best else ''}"
-            axes.annotate(text, (x, y), (7, 6), textcoords="offset points", fontsize=8.5, fontweight=weight)
+            axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt=marker, color=colour, markersize=7, linewidth=0.9, capsize=0, alpha=0.9)
+        labels = [f"{point.label}{' (best)' if point.best else ''}" for point in points]
+        spots = [(label, point.replay_percent, -point.domain_percent) for label, point in zip(labels, points, strict=True)]
+        label_points(axes, spots, bold=[label for label, point in zip(labels, points, strict=True) if point.best])
         axes.axvline(0, color=INK, linewidth=0.9)
         axes.margins(x=0.25, y=0.2)
-        axes.set(xlabel="forgotten: change on replay text, %   (left is better)", ylabel="learnt: bits per byte saved, %")
+        axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_title("What each run learnt and what it forgot (upper left is best)")
+        if len(looks) > 1:
+            handles = [axes.plot([], [], marker, color=colour, label=name)[0] for name, (colour, marker) in looks.items()]
+            axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
         return figure
+
+
+_LABEL_PLACES = ((7, 6), (-7, 6), (7, -6), (-7, -6), (0, 12), (0, -12), (7, 17), (-7, 17))
+
+
+def label_points(axes: Any, points: Sequence[tuple[str, float, float]], bold: Collection[str] = ()) -> None:
+    """Write each (label, x, y) beside its point, at the first place that no earlier label and no other point has (by a rough guess of sizes)."""
+    (x_low, x_size), (y_low, y_size) = (_extent(values) for values in ([x for _, x, _ in points], [y for *_, y in points]))
+    places = [((x - x_low) / x_size * 220, (y - y_low) / y_size * 190) for _, x, y in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    for (text, *spot), (x, y) in zip(points, places, strict=True):
+        boxes = [_label_box(x + dx, y + dy, text, _side(dx)) for dx, dy in _LABEL_PLACES]
+        free = [not any(_overlap(box, other) for other in taken) for box in boxes]
+        chosen = free.index(True) if any(free) else 0
+        taken.append(boxes[chosen])
+        offset = _LABEL_PLACES[chosen]
+        weight = "bold" if text in bold else "normal"
+        axes.annotate(text, spot, offset, textcoords="offset points", ha=_side(offset[0]), va="center", fontsize=8.5, fontweight=weight)
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), (max(values) - min(values)) or 1.0
+
+
+def _side(dx: float) -> str:
+    return "left" if dx > 0 else "right" if dx < 0 else "center"
+
+
+def _label_box(x: float, y: float, text: str, side: str) -> tuple[float, float, float, float]:
+    width = 5.2 * len(text)
+    left = x if side == "left" else x - width if side == "right" else x - width / 2
+    return left, y - 4.5, left + width, y + 4.5
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _bars(value: float, bounds: Sequence[float] | None) -> list[list[float]] | None:

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slayer.reporting.benchmark_report import benchmark_blocks, benchmark_headlines, picture, shift_blocks
+from slayer.reporting.benchmark_scores import task_rows
 from slayer.reporting.document import (
     RESULT_LABEL,
     Block,
     Bullets,
     Card,
     Cards,
+    Cell,
     Code,
     Details,
     Document,
     Heading,
     Link,
+    Noted,
     Paragraph,
-    Picture,
     Sample,
     Section,
     Stack,
@@ -28,16 +31,17 @@ from slayer.reporting.document import (
     to_html,
     to_markdown,
 )
-from slayer.reporting.figures import Figure, change_figure, heldout_figure, inline_svg, loss_figure, plan_figure, save_figure
+from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure, save_figure
 from slayer.reporting.numbers import MISSING, count, duration, fixed, interval, percent, share, short, size
 from slayer.reporting.plan_rows import new_blocks_sentence, plan_rows
-from slayer.reporting.run_folder import SOURCE_TOKENS, Record, RunFolder, read_run
+from slayer.reporting.run_folder import HELDOUT, SOURCE_TOKENS, Record, RunFolder, read_run, source_names
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores, verdict_sentence
 
 BITS_PER_BYTE = (
     "Bits per byte: how many bits the model needs to encode one byte of text that it has never seen. Lower is better, and models with "
-    "different vocabularies can be compared. Base, start and result were scored on the same documents."
+    "different vocabularies can be compared. Base, start and result were scored on the same documents. Small print: 95 % intervals."
 )
+NO_SCORES = "This run has no scores of a result yet; what is known about it stands below."
 SHARES_NOTE = (
     "Shares are of trained tokens: asked for in the configuration (of its first stage), planned over the whole run, and measured, which is the sum "
     "over metrics.jsonl."
@@ -58,6 +62,7 @@ def report_document(run: RunFolder) -> Document:
     scores = source_scores(run.results)
     sections = [
         ("What the model is made of", _plan_blocks(run)), ("Learnt and forgotten", _score_blocks(run, scores)),
+        ("Benchmarks", benchmark_blocks(run)), ("What moved in its predictions", shift_blocks(run)),
         ("Samples, before and after", _sample_blocks(run)), ("Training", _training_blocks(run, scores)),
         ("Text", _data_blocks(run)), ("Reproduce it", _reproduce_blocks(run)),
     ]  # fmt: skip
@@ -69,9 +74,11 @@ def report_document(run: RunFolder) -> Document:
 
 def _headline(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
     blocks: list[Block] = []
-    sentences = tuple(verdict_sentence(score) for score in scores if score.change_percent is not None)
+    sentences = tuple(verdict_sentence(score) for score in scores if score.change_percent is not None) + benchmark_headlines(run)
     if not sentences:
-        blocks.append(Paragraph(text="This run has no scores of a result yet; what is known about it stands below."))
+        alone = any(score.result is not None for score in scores) or bool(task_rows(run.results))
+        known = "One model was scored, beside no base: nothing is compared." if alone else NO_SCORES
+        blocks.append(Paragraph(text=known))
     cards = [_score_card(score) for score in scores[:4] if score.change_percent is not None]
     training = run.section("training")
     trained, total = training.get("trained_parameters"), training.get("total_parameters")
@@ -97,11 +104,6 @@ def _score_card(score: SourceScore) -> Card:
     return Card(name=f"{score.source}, {purpose}", value=percent(change), note=note, tone=tone)
 
 
-def _picture(run: RunFolder, figure: Figure, name: str, description: str) -> Picture:
-    save_figure(figure, run.path / "figures", name)
-    return Picture(svg=inline_svg(figure, name, description), png=f"figures/{name}.png", description=description)
-
-
 def _plan_blocks(run: RunFolder) -> list[Block]:
     plan, blocks = run.plan, list[Block]()
     if plan is not None:
@@ -121,29 +123,34 @@ def _score_blocks(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
     blocks: list[Block] = []
     if any(score.change_percent is not None for score in scores):
         figure = change_figure(scores)
-        blocks.append(_picture(run, figure, "learnt_and_forgotten", "Change of bits per byte per source against the base, with intervals"))
-    if len(run.heldout) > 1:
-        blocks.append(_picture(run, heldout_figure(run.heldout, scores), "heldout", "Held-out bits per byte over the steps"))
+        blocks.append(picture(figure, run.path, "learnt_and_forgotten", "Change of bits per byte per source against the base, with intervals"))
+    if sum(bool(source_names((record,), HELDOUT)) for record in run.heldout) > 1:
+        blocks.append(picture(heldout_figure(run.heldout, scores), run.path, "heldout", "Held-out bits per byte over the steps"))
     if scores:
-        head = ("source", "role", "documents#", "base#", "start#", "result#", "95 % interval#", "change#", "95 % interval#", "verdict")
+        head = ("source", "role", "documents#", "base#", "start#", "result#", "change#", "verdict")
         blocks += [Table(head=head, rows=tuple(map(_score_row, scores))), Paragraph(text=BITS_PER_BYTE, quiet=True)]
     return blocks
 
 
-def _score_row(score: SourceScore) -> tuple[str | Tag, ...]:
+def _score_row(score: SourceScore) -> tuple[Cell, ...]:
     tone: Tone = {"learnt": "good", "forgotten": "bad"}.get(score.verdict, "plain")  # type: ignore[assignment]
     return (
-        score.source, Tag(text=score.role, tone=score.role), count(score.documents), fixed(score.base), fixed(score.start), fixed(score.result),
-        interval(score.result_interval, digits=3), percent(score.change_percent), interval(score.change_interval_percent, unit=" %", signed=True),
+        score.source, Tag(text=score.role, tone=score.role), count(score.documents), Noted(text=fixed(score.base), note=_span(score.base_interval)),
+        fixed(score.start), Noted(text=fixed(score.result), note=_span(score.result_interval)),
+        Noted(text=percent(score.change_percent), note=_span(score.change_interval_percent, digits=1, unit=" %", signed=True)),
         Tag(text=score.verdict, tone=tone) if score.verdict else "–",
     )  # fmt: skip
+
+
+def _span(bounds: Sequence[float] | None, *, digits: int = 3, unit: str = "", signed: bool = False) -> str:
+    return interval(bounds, digits=digits, unit=unit, signed=signed) if bounds else ""
 
 
 def _training_blocks(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
     blocks: list[Block] = []
     if len(run.training) > 1:
         roles = {score.source: score.role for score in scores} or {row.get("name", ""): row.get("role", "") for row in run.rows("data")}
-        blocks.append(_picture(run, loss_figure(run.training, roles), "loss", "Training loss per source and learning rate"))
+        blocks.append(picture(loss_figure(run.training, roles), run.path, "loss", "Training loss per source and learning rate"))
     training = run.section("training")
     if training:
         ranks = f"{training.get('ranks', 1)} × {training.get('device', '?')}"

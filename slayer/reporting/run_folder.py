@@ -14,6 +14,7 @@ from slayer.surgery.plan import LayerPlan, load_plan
 
 Record = Mapping[str, Any]
 HELDOUT = "heldout/"
+TASKS = "tasks/"
 SOURCE_LOSS = "loss/"
 SOURCE_TOKENS = "tokens/"
 
@@ -56,14 +57,14 @@ def read_run(run_dir: Path) -> RunFolder:
     return RunFolder(
         path=run_dir, config=_config(run_dir / "config.yaml"), plan=_plan(run_dir / "plan.json"),
         training=_by_step(line for line in lines if not is_heldout(line)),
-        heldout=_by_step(line for line in lines if is_heldout(line)),
+        heldout=_merged(line for line in lines if is_heldout(line)),
         results=read_json(run_dir / "results.json"),
     )  # fmt: skip
 
 
 def is_heldout(record: Record) -> bool:
-    """True for a line of held-out scores, false for a training line."""
-    return any(key.startswith(HELDOUT) for key in record)
+    """True for a line of scores (of held-out text, of benchmark tasks), false for a training line."""
+    return any(key.startswith((HELDOUT, TASKS)) for key in record)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -87,6 +88,14 @@ def _by_step(lines: Any) -> tuple[Record, ...]:
     # A resumed run may have written a step twice: what it wrote last is what it went on from.
     last = {line["step"]: line for line in lines}
     return tuple(last[step] for step in sorted(last))
+
+
+def _merged(lines: Any) -> tuple[Record, ...]:
+    # Held-out text and tasks may have lines of their own at the same step.
+    steps: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        steps[line["step"]] = {**steps.get(line["step"], {}), **line}
+    return tuple(steps[step] for step in sorted(steps))
 
 
 def source_names(records: tuple[Record, ...], prefix: str) -> list[str]:

@@ -13,15 +13,26 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from slayer.config import RunConfig
+from slayer.config import TrackerConfig
 
 logger = logging.getLogger(__name__)
 
 QUEUE_RECORDS = 10_000
 FINISH_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracked:
+    """What is tracked: its name, the project it belongs to, its configuration, and the folder for everything local."""
+
+    project: str
+    name: str
+    values: Mapping[str, Any]
+    folder: Path
 
 
 class Tracker(Protocol):
@@ -92,17 +103,17 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 class WandbTracker:
     """Weights & Biases; offline without a key or a network. Sends metrics and the configuration, never code, git or console."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(self, tracked: Tracked) -> None:
         import wandb
 
-        folder = run_dir / "wandb"
+        folder = tracked.folder / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
             init_timeout=10, finish_timeout=8, finish_timeout_raises=False, disable_git=True, disable_code=True, save_code=False,
             disable_job_creation=True, console="off", x_disable_meta=True, x_disable_machine_info=True, x_disable_stats=True, silent=True,
         )  # fmt: skip
         options: dict[str, Any] = {
-            "project": config.tracker.project, "name": config.run, "dir": str(run_dir), "config": config.model_dump(),
+            "project": tracked.project, "name": tracked.name, "dir": str(tracked.folder), "config": dict(tracked.values),
             "settings": settings, "id": _wandb_id(folder / "run_id.txt"), "resume": "allow",
         }  # fmt: skip
         mode = _wandb_mode()
@@ -163,10 +174,10 @@ def _has_wandb_key(host: str) -> bool:
 class TensorboardTracker:
     """TensorBoard event files in RUN/tensorboard."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(self, tracked: Tracked) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(log_dir=str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(log_dir=str(tracked.folder / "tensorboard"))  # type: ignore[no-untyped-call]
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Write each number as a scalar at this record's step."""
@@ -181,13 +192,13 @@ class TensorboardTracker:
 class TrackioTracker:
     """trackio in a local SQLite file in RUN/trackio; look at it with `TRACKIO_DIR=RUN/trackio trackio show`."""
 
-    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+    def __init__(self, tracked: Tracked) -> None:
         # trackio reads its folder once, at import.
-        os.environ["TRACKIO_DIR"] = str((run_dir / "trackio").resolve())
+        os.environ["TRACKIO_DIR"] = str((tracked.folder / "trackio").resolve())
         import trackio
 
         self._run = trackio.init(
-            project=config.tracker.project, name=config.run, config=config.model_dump(), resume="allow", embed=False,
+            project=tracked.project, name=tracked.name, config=dict(tracked.values), resume="allow", embed=False,
             auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
 
@@ -289,17 +300,28 @@ class Trackers:
             logger.warning("%s could not be written (%s: %s). The run goes on.", self._jsonl.path, type(error).__name__, error)
 
 
-OPENERS: dict[str, Callable[[RunConfig, Path], Tracker]] = {
+OPENERS: dict[str, Callable[[Tracked], Tracker]] = {
     "wandb": WandbTracker,
     "tensorboard": TensorboardTracker,
     "trackio": TrackioTracker,
 }
 
 
-def open_trackers(config: RunConfig, run_dir: Path) -> Trackers:
-    """Open metrics.jsonl of a run folder, and the tracker that `tracker=` asks for. Only rank 0 calls this."""
-    jsonl = JsonlTracker(run_dir / "metrics.jsonl")
-    opener = OPENERS.get(config.tracker.name)
+def open_trackers(tracker: TrackerConfig, folder: Path, *, name: str, values: Mapping[str, Any]) -> Trackers:
+    """Open metrics.jsonl in a folder, and the tracker that `tracker=` asks for. Only rank 0 calls this."""
+    jsonl = JsonlTracker(folder / "metrics.jsonl")
+    opener = OPENERS.get(tracker.name)
     if opener is None:
         return Trackers(jsonl)
-    return Trackers(jsonl, [BackgroundTracker(config.tracker.name, lambda: opener(config, run_dir))])
+    tracked = Tracked(project=tracker.project, name=name, values=values, folder=folder)
+    return Trackers(jsonl, [BackgroundTracker(tracker.name, lambda: opener(tracked))])
+
+
+def track_once(tracker: TrackerConfig, folder: Path, *, name: str, values: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Hand one record to the tracker that `tracker=` asks for, in the run that it has for this folder. jsonl: nothing, results.json has it."""
+    opener = OPENERS.get(tracker.name)
+    if opener is not None:
+        tracked = Tracked(project=tracker.project, name=name, values=values, folder=folder)
+        background = BackgroundTracker(tracker.name, lambda: opener(tracked))
+        background.log(record)
+        background.finish()

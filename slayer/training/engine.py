@@ -105,6 +105,15 @@ class TrainingEngine:
             self._engine.train()
 
     @contextmanager
+    def scored(self) -> Iterator[Any]:
+        """The module in evaluation mode, for whoever scores it. Under ZeRO-3 all ranks must run the same forward passes together."""
+        self._engine.eval()
+        try:
+            yield self._engine.module
+        finally:
+            self._engine.train()
+
+    @contextmanager
     def whole(self, name: str, *, write: bool = False) -> Iterator[torch.nn.Parameter]:
         """The parameter with its full value (gathered under ZeRO-3; collective). With `write` rank 0's change is kept."""
         parameter = self._parameters[name]

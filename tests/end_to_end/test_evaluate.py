@@ -64,7 +64,7 @@ def test_a_run_folder_gives_the_numbers_of_the_run(run: RunFolder, evaluate: Eva
     found = evaluate(f"checkpoint={folder.path}")
     assert found["heldout"] == run.results["heldout"]
     assert all(entry["result"] < entry["base"] and entry["start"] is not None for entry in found["heldout"].values())
-    assert folder.results == run.results
+    assert folder.results == {**run.results, "forgetting": found["forgetting"]}
     for name in ("metrics.jsonl", "plan.json", "config.yaml", "model/model.safetensors"):
         assert (folder.path / name).read_bytes() == (run.path / name).read_bytes()
 
@@ -104,13 +104,21 @@ def test_a_model_beside_itself_has_not_changed(evaluate: Evaluate, text: list[st
         assert entry["change_percent"] == 0 and entry["verdict"] == "no change detected"
 
 
+def test_a_model_without_a_base_has_scores_and_no_change(run: RunFolder, evaluate: Evaluate, text: list[str]) -> None:
+    found = evaluate(f"checkpoint={run.path / 'model'}", *text)
+    for source, entry in found["heldout"].items():
+        assert entry["result"] == run.results["heldout"][source]["result"]
+        assert entry["base"] is None and entry["change_percent"] is None and entry["verdict"] is None
+    assert "forgetting" not in found
+
+
 def test_what_cannot_be_evaluated(run: RunFolder, evaluate: Evaluate, text: list[str], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no-such-run is neither a folder nor one of .*tiny.*checkpoint=runs/NAME"):
         evaluate("checkpoint=no-such-run")
-    with pytest.raises(ConfigError, match=r"^1 problem(.|\n)*base = null.*has no base of its own(.|\n)*base="):
-        evaluate("checkpoint=tiny", *text)
-    with pytest.raises(ConfigError, match=r"^2 problems(.|\n)*base = null(.|\n)*data = null.*no text of its own(.|\n)*data="):
+    with pytest.raises(ConfigError, match=r"^1 problem(.|\n)*data = null.*no text of its own(.|\n)*data=demo.*suite=quick"):
         evaluate("checkpoint=tiny")
+    with pytest.raises(ConfigError, match=r"^1 problem(.|\n)*limit = 3.*suite=heldout has none(.|\n)*suite=quick"):
+        evaluate("checkpoint=tiny", "limit=3", *text)
     with pytest.raises(ModelError):
         evaluate(f"checkpoint={tmp_path}", "base=tiny", *text)
     unfinished = shutil.copytree(run.path, tmp_path / "unfinished")
@@ -121,7 +129,7 @@ def test_what_cannot_be_evaluated(run: RunFolder, evaluate: Evaluate, text: list
         evaluate("chekpoint=x", "precision=fp64")
     assert {problem.key: problem.fix for problem in refused.value.problems} == {
         "chekpoint": "checkpoint=x",
-        "checkpoint": "checkpoint=NAME",
+        "checkpoint": "checkpoint=runs/NAME",
         "precision": "precision=fp32",
     }
 

@@ -30,7 +30,7 @@ def test_a_wrong_file_is_refused_with_both_hashes(own_cache: Path) -> None:
 
 def test_names_are_checked(own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "wikipaedia"]) == 1
-    assert "there are: smollm2_135m, wikipedia, licences, benchmarks\n" in capsys.readouterr().err
+    assert "there are: smollm2_135m, wikipedia, licences, benchmarks, french_exams\n" in capsys.readouterr().err
     with pytest.raises(AssetError, match="is text, not a model"):
         asset_model("wikipedia")
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from slayer.evaluation.forgetting import compare, objective
+from slayer.evaluation.comparison import compare_tasks
+from slayer.evaluation.forgetting import compare, fg_percent, forgetting_summary, objective, sequence_scores
 from slayer.evaluation.heldout import HeldoutSet, build_heldout_set
+from slayer.evaluation.items import MetricItems, TaskFacts, TaskScores
 
 N_BYTES = 100
 
@@ -65,3 +67,73 @@ def test_the_objective_of_a_sweep_is_the_mean_over_its_sources() -> None:
     assert objective(found, "replay_bits_per_byte") == found["old"]["result"]
     assert objective(found, "mean_bits_per_byte") == pytest.approx(sum(entry["result"] for entry in found.values()) / 3)
     assert objective(table({"law": 1.0}), "replay_bits_per_byte") == math.inf
+
+
+def test_without_a_base_there_is_no_change() -> None:
+    entry = compare({"law": heldout("law", 3)}, {"law": "domain"}, None, {"law": np.full(3, 70.0)})["law"]
+    assert entry["result"] is not None and {entry[key] for key in entry if key.startswith(("base", "change"))} == {None} == {entry["verdict"]}
+
+
+def test_fg_by_hand() -> None:
+    """Two tasks, two models: (10 % + 20 %) / 2 on the first, (0 % − 5 %) / 2 on the second."""
+    assert fg_percent([0.5, 0.4], [[0.45, 0.4], [0.4, 0.42]], [True, True]) == pytest.approx((15 - 2.5) / 2)
+    assert fg_percent([2.0], [[2.2]], [False]) == pytest.approx(10), "more bits per byte are forgetting"
+
+
+def test_a_sequence_by_hand() -> None:
+    """GEM's matrix: row t is after training on domain t. OP = (0.5 + 0.6 + 0.9) / 3; BWT = ((0.5 − 0.8) + (0.6 − 0.7)) / 2."""
+    matrix = [[0.8, 0.2, 0.1], [0.6, 0.7, 0.2], [0.5, 0.6, 0.9]]
+    found = sequence_scores(matrix, higher_is_better=True, base_T=[0.4, 0.4, 0.4])
+    assert found["op"] == pytest.approx(2 / 3) and found["bwt"] == pytest.approx(-0.2)
+    assert found["fg_percent"] == pytest.approx(100 * (0.4 - np.mean(matrix)) / 0.4)
+    bits = sequence_scores([[1.0, 2.0], [1.3, 1.1]], higher_is_better=False)
+    assert bits["op"] == pytest.approx(1.2) and bits["bwt"] == pytest.approx(-0.3) and bits["fg_percent"] is None
+    assert sequence_scores([[0.5]], higher_is_better=True)["bwt"] is None
+    with pytest.raises(ValueError, match="as many models as domains"):
+        sequence_scores([[0.5, 0.4]], higher_is_better=True)
+
+
+def asked(task: str, right: int, n_items: int, **changes: Any) -> tuple[TaskFacts, TaskScores]:
+    values: dict[str, Any] = dict(
+        task=task, role="general", groups=(), split="test", num_fewshot=0, fewshot_split=None, n_items=n_items, n_available=n_items, metric="acc",
+        higher_is_better=True, chance=None, generates=False, source="wheel", version="1",
+    )  # fmt: skip
+    values_N = np.repeat([1.0, 0.0], [right, n_items - right])
+    items = MetricItems(name="acc", value=float(values_N.mean()), higher_is_better=True, aggregation="mean", values_N=values_N)
+    return TaskFacts(**{**values, **changes}), TaskScores(task=task, items=np.arange(n_items), prompts="", metrics={"acc": items})
+
+
+def models(right: dict[str, tuple[int, int]], **changes: dict[str, Any]) -> tuple[list[TaskFacts], dict[str, TaskScores], dict[str, TaskScores]]:
+    """Right answers of 200 before and after, by task; the result loses the last ones."""
+    pairs = {task: [asked(task, count, 200, **changes.get(task, {})) for count in counts] for task, counts in right.items()}
+    facts = [pair[0][0] for pair in pairs.values()]
+    return facts, {task: pair[0][1] for task, pair in pairs.items()}, {task: pair[1][1] for task, pair in pairs.items()}
+
+
+def test_forgetting_is_that_of_general_tasks_and_a_group_counts_once() -> None:
+    facts, base, result = models(
+        {"arc": (100, 90), "maths": (80, 60), "law": (120, 100), "french": (50, 100), "none": (0, 10)},
+        maths={"groups": ("mmlu",)}, law={"groups": ("mmlu",)}, french={"role": "domain"},
+    )  # fmt: skip
+    compared = compare_tasks(facts, base, result)
+    found = forgetting_summary(compared, None, base, result)
+    assert found["fg_tasks"] == ["arc", "mmlu"], "not what was to be learnt, and not what the base cannot do at all"
+    assert found["fg_percent"] == pytest.approx((10 + 100 * 40 / 200) / 2)
+    low, high = found["fg_interval_percent"]
+    # Delta method: the share lost of n right answers is a proportion of n; a task's losses vary on their own.
+    half = 1.96 * 100 * math.sqrt(0.1 * 0.9 / 100 + 0.2 * 0.8 / 200) / 2
+    assert (low, high) == pytest.approx((15 - half, 15 + half), rel=0.08)
+    assert json.loads(json.dumps(found)) == found
+    assert forgetting_summary(compared, None)["fg_interval_percent"] is None
+
+
+def test_a_group_of_both_roles_counts_by_its_general_tasks() -> None:
+    facts, base, result = models({"a": (100, 90), "b": (100, 50)}, a={"groups": ("all",)}, b={"groups": ("all",), "role": "domain"})
+    found = forgetting_summary(compare_tasks(facts, base, result), {"law": {"kl_nats": 0.1}}, base, result)
+    assert found["fg_tasks"] == ["a"] and found["fg_percent"] == pytest.approx(10) and found["shift"] == {"law": {"kl_nats": 0.1}}
+
+
+def test_without_benchmarks_or_base_there_is_no_forgetting() -> None:
+    facts, _, result = models({"a": (100, 90)})
+    for benchmarks in (None, compare_tasks(facts, None, result)):
+        assert forgetting_summary(benchmarks, None) == {"fg_percent": None, "fg_interval_percent": None, "fg_tasks": [], "shift": None}

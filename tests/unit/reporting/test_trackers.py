@@ -21,12 +21,17 @@ from slayer.reporting.run_folder import read_metrics
 from slayer.reporting.trackers import BackgroundTracker, JsonlTracker, Trackers, open_trackers
 
 
+def opened(tmp_path: Path, name: str = "jsonl") -> Trackers:
+    config = sample_config(name) if name != "jsonl" else sample_config()
+    return open_trackers(config.tracker, tmp_path, name=config.run, values=config.model_dump())
+
+
 def steps(path: Path) -> list[int]:
     return [record["step"] for record in read_metrics(path)]
 
 
 def test_each_line_is_on_disk_when_log_returns(tmp_path):
-    trackers = open_trackers(sample_config(), tmp_path)
+    trackers = opened(tmp_path)
     for number, record in enumerate(sample_records(3), 1):
         trackers.log(record)
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == number
@@ -37,7 +42,7 @@ def test_each_line_is_on_disk_when_log_returns(tmp_path):
 def test_a_resumed_run_repeats_no_step_and_mends_a_torn_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 9)) + '{"step": 9, "lo', encoding="utf-8")
-    trackers = open_trackers(sample_config(), tmp_path)
+    trackers = opened(tmp_path)
     trackers.truncate_after(5)
     for step in (6, 7):
         trackers.log({"step": step})
@@ -75,7 +80,7 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(caplog):
 
 def test_tensorboard_for_real(tmp_path):
     pytest.importorskip("tensorboard")
-    trackers = open_trackers(sample_config("tensorboard"), tmp_path)
+    trackers = opened(tmp_path, "tensorboard")
     for record in sample_records(10):
         trackers.log(record)
     trackers.finish()
@@ -93,7 +98,8 @@ def run_tracker(name: str, run_dir: Path, environment: dict[str, str]) -> tuple[
         from pathlib import Path
         from sample_run import sample_config, sample_records
         from slayer.reporting.trackers import open_trackers
-        trackers = open_trackers(sample_config({name!r}), Path({str(run_dir)!r}))
+        config = sample_config({name!r})
+        trackers = open_trackers(config.tracker, Path({str(run_dir)!r}), name=config.run, values=config.model_dump())
         for record in sample_records(10):
             trackers.log(record)
         trackers.finish()
@@ -186,7 +192,7 @@ def test_a_tracker_that_hangs_slows_nothing(tmp_path, caplog, monkeypatch):
 
 def test_a_missing_package_names_the_command(tmp_path, caplog, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
-    trackers = open_trackers(sample_config("trackio"), tmp_path)
+    trackers = opened(tmp_path, "trackio")
     trackers.log({"step": 1})
     trackers.finish()
     assert "pip install 'slayer[trackers]'" in caplog.text and len(caplog.records) == 1
