@@ -5,8 +5,11 @@ Shape suffixes: B rows of a batch, L tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from slayer.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +37,25 @@ class PackedRows(Protocol):
 
 
 def load_model(folder: Path, precision: str = "bf16", device: str | torch.device = "cpu") -> Any:
-    """A transformers causal LM from a folder's safetensors, in evaluation mode. `precision` is bf16 or fp32."""
+    """A transformers causal LM from a folder's safetensors, in evaluation mode. `precision` is bf16 or fp32.
+
+    ModelError when transformers knows no such architecture.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True)
-    return model.to(device).eval()
+    for attention in ("sdpa", "eager"):  # some architectures have no sdpa
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+            )
+            return model.to(device).eval()
+        except ValueError as error:
+            why = str(error).splitlines()[0]
+    raise ModelError(f"{folder} cannot be loaded as a language model: {why}")
 
 
 def attention_masks(documents_BL: Tensor, config: Any) -> Any:
@@ -69,8 +82,50 @@ def attention_masks(documents_BL: Tensor, config: Any) -> Any:
 
 def logits_of(model: Any, rows: PackedRows, config: Any = None) -> Tensor:
     """Logits [B, L, V] in the model's dtype. `config` is needed when `model` is an engine around the model."""
-    masks = attention_masks(rows.documents_BL, config if config is not None else model.config)
+    config = config if config is not None else model.config
+    masks = attention_masks(rows.documents_BL, config)
+    if getattr(config, "_attn_implementation", "sdpa") == "eager":  # which adds a mask to its scores
+        masks = {kind: _additive(mask) for kind, mask in masks.items()} if isinstance(masks, dict) else _additive(masks)
     return model(input_ids=rows.input_ids_BL, attention_mask=masks, position_ids=rows.positions_BL, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def _additive(mask: Tensor) -> Tensor:
+    import torch
+
+    return torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+def require_packing(model: Any) -> None:
+    """ModelError unless a document scores the same behind another one in a row as it does alone. For architectures that nobody here has looked at."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids_L = torch.randint(min(model.config.get_text_config().vocab_size, 1000), (12,), generator=generator).to(model.device)
+    alone = _row(ids_L[5:], torch.zeros(7, dtype=torch.int64), torch.arange(7))
+    behind = _row(ids_L, torch.tensor([0] * 5 + [1] * 7), torch.cat([torch.arange(5), torch.arange(7)]))
+    try:
+        with torch.inference_mode():
+            expected, found = logits_of(model, alone)[0], logits_of(model, behind)[0, 5:]
+            same = torch.allclose(found.float(), expected.float(), rtol=0.05, atol=0.05)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError):
+        same = False
+    if not same:
+        raise ModelError(
+            f"{model.config.model_type} models cannot be scored over packed rows, so not on held-out text; type suite=quick suite.heldout=false"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    input_ids_BL: Tensor
+    labels_BL: Tensor
+    positions_BL: Tensor
+    documents_BL: Tensor
+
+
+def _row(ids_L: Tensor, documents_L: Tensor, positions_L: Tensor) -> _Row:
+    """One row that nobody asks for labels."""
+    return _Row(ids_L[None], ids_L[None], positions_L[None].to(ids_L.device), documents_L[None].to(ids_L.device))
 
 
 def nll_BL(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:

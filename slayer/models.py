@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from slayer.config import ModelConfig
 from slayer.data.assets import asset_model
 from slayer.data.cache import cache_dir, write_file
 from slayer.data.random_model import tiny_model
 from slayer.errors import AssetError, ModelError, Problem
-from slayer.surgery.families import read_model_config
+from slayer.surgery.families import read_any_config, read_model_config
 from slayer.surgery.weights import Weights, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A model folder holds one of these."""
 
 
-def resolve_model(model: ModelConfig) -> Path:
+def resolve_model(model: ModelConfig, *, any_family: bool = False) -> Path:
     """The folder of a base model: a path as it is, a hub repository downloaded, an embedded or random one from the cache.
 
-    ModelError or AssetError says what is missing and what to type.
+    ModelError or AssetError says what is missing and what to type. A model that is only scored may be of any architecture (`any_family`).
     """
     if model.path is not None:
         folder = Path(model.path).expanduser()
@@ -32,11 +33,22 @@ def resolve_model(model: ModelConfig) -> Path:
         folder = tiny_model(model.random)
     else:
         raise ModelError("no model is named; type model=local model.path=DIR")
-    read_model_config(folder)
+    read_any_config(folder) if any_family else read_model_config(folder)
     Weights(folder)  # reads the headers: every file is whole
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the model folder again, with all its files")
     return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder; ModelError when its files cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"the tokenizer of {folder} cannot be read: {reason}; copy the model folder again, with all its files") from error
 
 
 def model_problem(model: ModelConfig) -> Problem | None:

@@ -10,7 +10,6 @@ from typing import Any
 from slayer.config import HeldoutConfig, SuiteConfig
 from slayer.data.preparation import PreparedText
 from slayer.data.storing.tokens import heldout_documents, tokenizer_hash
-from slayer.errors import ModelError
 from slayer.evaluation.comparison import compare_tasks
 from slayer.evaluation.forgetting import compare
 from slayer.evaluation.harness.opening import decoder_of, open_lm
@@ -20,6 +19,7 @@ from slayer.evaluation.items import TaskScores
 from slayer.evaluation.scorer import HeldoutScorer, Nats, Progress
 from slayer.evaluation.shift import shift_problem, token_shift
 from slayer.forward import load_model
+from slayer.models import load_tokenizer
 from slayer.surgery.plan import LayerPlan, load_plan
 
 ALL_TOKENS = 1 << 62
@@ -56,11 +56,11 @@ class HeldoutText:
     """The chosen held-out documents of a text, packed for each of two tokenizers (one and the same, most of the time)."""
 
     def __init__(self, text: PreparedText, folder: Path, base: Path | None, settings: Settings) -> None:
-        tokenizer, row_tokens = _tokenizer(folder), text.data.sequence_length
+        tokenizer, row_tokens = load_tokenizer(folder), text.data.sequence_length
         self.settings, self.roles = settings, {name: source.role for name, source in text.data.sources.items()}
         documents = {name: text.heldout_documents(name, tokenizer) for name in text.data.sources}
         self.scorer = self.base_scorer = HeldoutScorer(documents, tokenizer, settings.heldout, row_tokens)
-        base_tokenizer = _tokenizer(base) if base is not None else tokenizer
+        base_tokenizer = load_tokenizer(base) if base is not None else tokenizer
         if tokenizer_hash(base_tokenizer) != tokenizer_hash(tokenizer):
             same = {name: heldout_documents(name, chosen, base_tokenizer) for name, chosen in self.scorer.documents.items()}
             everything = settings.heldout.model_copy(update={"tokens_per_source": ALL_TOKENS})
@@ -136,13 +136,3 @@ def _same_layers(scoring: Scoring, result: Subject) -> Scoring:
     if decoder is None:
         return scoring
     return replace(scoring, decoding=scoring.decoding.model_copy(update={"layers": list(decoder.base_layers)}))
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"the tokenizer of {folder} cannot be read: {reason}; copy the model folder again, with all its files") from error

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from slayer.config import HeldoutConfig
 from slayer.data.cache import cache_dir, write_file
 from slayer.evaluation.heldout import HeldoutDocument, HeldoutSet, build_heldout_set, choose_documents, score_heldout
-from slayer.forward import PackedRows, load_model, logits_of
+from slayer.forward import PackedRows, load_model, logits_of, require_packing
 from slayer.models import model_hash_cached
+from slayer.surgery.families import FAMILIES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,8 @@ class HeldoutScorer:
             with np.load(remembered) as saved:
                 return {source: saved[source] for source in self.sets}
         model = load_model(folder, precision, device)
+        if model.config.model_type not in FAMILIES:
+            require_packing(model)
         nats = self.score(lambda rows: logits_of(model, rows), label, micro_batch_rows=micro_batch_rows, device=device, on_progress=on_progress)
         content = io.BytesIO()
         np.savez(content, **nats)  # type: ignore[arg-type]

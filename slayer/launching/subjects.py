@@ -35,7 +35,7 @@ def find_subject(name: str, key: str = "checkpoint") -> Named:
     if folder.is_dir():
         resolved = folder.resolve()
         named = resolved.parent.name if resolved.name == "model" else resolved.name  # a run's model/ is told apart by its run
-        return Named(name=named, folder=resolve_model(ModelConfig(name=name, path=str(folder))), typed=name)
+        return Named(name=named, folder=resolve_model(ModelConfig(name=name, path=str(folder)), any_family=True), typed=name)
     if name in groups()["model"]:
         return Named(name=name, folder=resolve_model(_model_of(name)), typed=name)
     raise ModelError(f"{name} is neither a folder nor one of {', '.join(groups()['model'])}; type {key}=runs/NAME")

@@ -172,13 +172,18 @@ def print_results(results: Mapping[str, Any], *, console: Console | None = None)
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim", title=title, title_justify="left", title_style="bold")
     table.add_column("source", overflow="fold")
     table.add_column("role")
-    for name in ("base", "start", "result", "change", "95 % interval"):
+    alone = all(score.base is None for score in scores)
+    for name in ("result", "95 % interval") if alone else ("base", "start", "result", "change", "95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    if not alone:
+        table.add_column("verdict", overflow="fold")
     for score in scores:
+        named = (Text(score.source), Text(score.role, style=_role_style(score.role)))
+        if alone:
+            table.add_row(*named, fixed(score.result), interval(score.result_interval, digits=3))
+            continue
         table.add_row(
-            Text(score.source), Text(score.role, style=_role_style(score.role)), fixed(score.base), fixed(score.start),
-            fixed(score.result), Text(percent(score.change_percent), style="bold"),
+            *named, fixed(score.base), fixed(score.start), fixed(score.result), Text(percent(score.change_percent), style="bold"),
             interval(score.change_interval_percent, signed=True), _verdict(score),
         )  # fmt: skip
     console.print()

@@ -16,6 +16,7 @@ from slayer.surgery.families import (
     family_of,
     is_residual_output,
     layer_of,
+    read_any_config,
     read_model_config,
     shape_of,
 )
@@ -166,5 +167,5 @@ def model_hash(folder: Path) -> str:
     from slayer.surgery.weights import tensor_sha256
 
     weights = Weights(folder)
-    config_digest = hashlib.sha256(json.dumps(read_model_config(folder), sort_keys=True).encode()).hexdigest()
+    config_digest = hashlib.sha256(json.dumps(read_any_config(folder), sort_keys=True).encode()).hexdigest()
     return combined_hash({name: tensor_sha256(weights[name]) for name in weights.infos} | {"config.json": config_digest})

@@ -44,6 +44,22 @@ class ModelShape:
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of a supported model folder; ModelError says what is wrong with any other."""
+    config = read_any_config(folder)
+    path = folder / "config.json"
+    if config.get("model_type") not in FAMILIES:
+        seen = config.get("model_type")
+        raise ModelError(f"{path} has model_type={seen!r}; supported are {', '.join(FAMILIES)}. Type model.path=DIR with one of these")
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{path} is of a quantised model, whose packed weights cannot be averaged or zeroed; save it in bfloat16, then model.path=DIR"
+        )
+    if "num_hidden_layers" not in config:
+        raise ModelError(f"{path} does not say num_hidden_layers; copy the model folder again")
+    return config
+
+
+def read_any_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder of any architecture: enough for a model that is only scored."""
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} does not exist; type model.path=DIR with a Hugging Face folder")
     path = folder / "config.json"
@@ -55,15 +71,6 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold a JSON object; copy the model folder again")
-    if config.get("model_type") not in FAMILIES:
-        seen = config.get("model_type")
-        raise ModelError(f"{path} has model_type={seen!r}; supported are {', '.join(FAMILIES)}. Type model.path=DIR with one of these")
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{path} is of a quantised model, whose packed weights cannot be averaged or zeroed; save it in bfloat16, then model.path=DIR"
-        )
-    if "num_hidden_layers" not in config:
-        raise ModelError(f"{path} does not say num_hidden_layers; copy the model folder again")
     return config
 
 

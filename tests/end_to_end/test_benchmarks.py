@@ -61,6 +61,21 @@ def test_a_run_scores_its_suite_before_during_and_after(run: RunFolder) -> None:
     assert "Benchmarks" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
+def test_two_ranks_under_zero3_score_as_one_does(
+    run_here: Callable[..., RunFolder], own_cache: None, overrides: list[str], workspace: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Frozen and trained weights are partitioned then, and every forward pass gathers them on all ranks together."""
+    asked = ["+suite.tasks={piqa:{limit:6},gsm8k_bpb:{limit:4}}", "train.evaluate_every=1", "train.batch_rows=4", "engine.precision=fp32"]
+    process = start(["train.py", *overrides, *asked, "engine=zero3", "launcher.processes=2", "engine.micro_batch_rows=2", "run=apart"])
+    one = run_here("alone", *asked)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    both = [[line for line in folder.metrics if "tasks/piqa" in line] for folder in (one, RunFolder(path=workspace / "runs" / "apart"))]
+    assert [line["step"] for line in both[0]] == [line["step"] for line in both[1]] == [0, 1, 2]
+    for mine, theirs in zip(*both, strict=True):
+        assert theirs["tasks/gsm8k_bpb"] == pytest.approx(mine["tasks/gsm8k_bpb"], rel=1e-4) and theirs["tasks/piqa"] == mine["tasks/piqa"]
+
+
 def test_the_same_suite_afterwards_gives_the_same_numbers(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = RunFolder(path=Path(shutil.copytree(run.path, tmp_path / "copy")))

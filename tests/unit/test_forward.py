@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from slayer.forward import attention_masks, load_model, logits_of, mean_loss, nll_BL, split_rows
+from slayer.errors import ModelError
+from slayer.forward import attention_masks, load_model, logits_of, mean_loss, nll_BL, require_packing, split_rows
 
 LENGTHS = [[9, 1, 7, 5], [24], [4, 14]]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -145,3 +146,21 @@ def test_loading_gives_the_precision_asked_for(make_model: Callable[..., Path]) 
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         model = load_model(folder, precision)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype} and not model.training
+
+
+def foreign(name: str, **sizes: int) -> Any:
+    """A random model of an architecture that slayer has no module for."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(vocab_size=61, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def test_a_foreign_model_is_scored_over_packed_rows_only_if_it_can_be() -> None:
+    """Gemma 2 adds its mask and caps its logits; BLOOM takes positions from the mask's shape, so a packed row would mislead it."""
+    gemma = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48}
+    require_packing(foreign("Gemma2", **gemma))
+    with pytest.raises(ModelError, match=r"bloom models cannot be scored over packed rows.*suite\.heldout=false"):
+        require_packing(foreign("Bloom", hidden_size=32, n_layer=2, n_head=2))

@@ -9,6 +9,7 @@ from typing import Any
 from slayer.evaluation.dola import Dola, dola_of
 from slayer.evaluation.harness.scores import OpenModel, Scoring
 from slayer.forward import load_model
+from slayer.models import load_tokenizer
 from slayer.surgery.families import read_model_config
 from slayer.surgery.plan import LayerPlan
 
@@ -17,15 +18,13 @@ def open_lm(folder: Path, plan: LayerPlan | None, scoring: Scoring, on_note: Cal
     """How the model of a folder is opened, once it is needed. `on_note` is told what a person should know: a batch that had to be halved."""
 
     def opened(on_progress: Callable[[int, int], None]) -> Any:
-        from transformers import AutoTokenizer
-
         from slayer.evaluation.harness.lm import SharedPrefixLM, plain_lm
 
         def halved(batch_tokens: int) -> None:
             if on_note is not None:
                 on_note(f"out of memory: going on with batch_tokens={batch_tokens}; type that to start there")
 
-        model, tokenizer = load_model(folder, scoring.precision, scoring.device), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, tokenizer = load_model(folder, scoring.precision, scoring.device), load_tokenizer(folder)
         dola = decoder_of(folder, plan, scoring)
         if scoring.backend == "harness":
             return plain_lm(model, tokenizer, dola=dola, on_progress=on_progress)

@@ -20,7 +20,7 @@ from slayer.data.cache import cache_dir, write_file
 from slayer.data.storing.tokens import tokenizer_hash
 from slayer.evaluation.harness.tasks import LoadedTask
 from slayer.evaluation.items import MetricItems, TaskScores
-from slayer.models import model_hash_cached
+from slayer.models import load_tokenizer, model_hash_cached
 
 FORMAT = 1
 """Raised when the same model on the same task is remembered in another form, or scored by another rule."""
@@ -52,9 +52,7 @@ def score_folder(
     folder: Path, tasks: Sequence[LoadedTask], scoring: Scoring, open_lm: OpenModel, label: str, on_progress: Progress | None = None
 ) -> dict[str, TaskScores]:
     """A model folder on every task, from the cache where this very model met this very task before. ModelError, DataError as they come."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     template = tokenizer.chat_template if scoring.apply_chat_template else None
     model_key = [FORMAT, model_hash_cached(folder), tokenizer_hash(tokenizer), str(template), str(scoring)]
     files = {one.facts.task: _remembered(model_key, one) for one in tasks}
