@@ -41,7 +41,7 @@ def main() -> int:
     try:
         run()
     except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)
+        print("interrupted; the same command goes on from the tasks that were finished", file=sys.stderr)
         return 130
     return max(exit_codes, default=0)
 

@@ -78,7 +78,7 @@ def main() -> int:
     arguments = parser.parse_args()
     from transformers import AutoTokenizer
 
-    folder = asset_model("smollm2")
+    folder = asset_model("smollm2_135m")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), load_model(folder, arguments.precision)
     suite = SuiteConfig(name="self_check", tasks={name: TaskConfig(limit=arguments.items) for name in TASKS})
     common: dict[str, Any] = {"seed": 0, "questions": "local", "include_path": None, "confirm_run_unsafe_code": False}

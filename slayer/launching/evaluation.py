@@ -81,23 +81,27 @@ class Evaluation:
         folder = self._folder(subject, base)
         results = Results(folder)
         self.console.print(f"[bold]{subject.name}[/]" + (f" beside [bold]{base.name}[/]" if base is not None else ""), soft_wrap=True)
-        results.update(run=subject.name, model=base.name if base is not None else subject.name)
+        named = {"run": subject.name, "model": base.name if base is not None else subject.name}
         shift = None
         if suite.heldout and data is not None:
             text = self._text(data, subject.run, subject.folder, base.folder if base is not None else None)
             with progress_bar("scoring", self.console) as on_progress:
                 table = text.table(subject.folder, base.folder if base is not None else None, on_progress)
-            results.update(heldout=_with_start(table, results["heldout"]) if "heldout" in results else table)
+            results.update(**named, heldout=_with_start(table, results["heldout"]) if "heldout" in results else table)
             if base is not None and self.config.shift_tokens:
                 with progress_bar("predictions", self.console) as on_progress:
                     shift = assess_shift(text, subject, base, self.config.shift_tokens, on_progress)
+                if shift is None:
+                    self._note("the two models do not read the same tokens: KL divergence and rank shift are left out")
         scores: Scores = {}
         if suite.tasks:
             section, scores = self._benchmarks(suite, subject, base, folder)
-            results.update(benchmarks=section)
+            results.update(**named, benchmarks=section)
         if base is not None and (shift is not None or suite.tasks):
             asked = results["benchmarks"] if suite.tasks else None
-            results.update(forgetting=forgetting_summary(asked, shift, scores.get("base"), scores.get("result"), self.config.seed))
+            found = forgetting_summary(asked, shift, scores.get("base"), scores.get("result"), self.config.seed)
+            unasked = {key for key in found if (shift is None if key == "shift" else not suite.tasks)}
+            results.update(forgetting=found | {key: value for key, value in results.values.get("forgetting", {}).items() if key in unasked})
         if show:
             print_results(results.values, console=self.console)
             print_benchmarks(results.values, console=self.console)

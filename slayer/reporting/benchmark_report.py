@@ -14,6 +14,7 @@ from slayer.reporting.benchmark_words import (
     noise_sentence,
     sampling_sentence,
     source_sentence,
+    together_sentence,
     verdict_sentences,
 )
 from slayer.reporting.document import Block, Bullets, Cell, Heading, Noted, Paragraph, Picture, Table, Tag, Tone
@@ -52,7 +53,8 @@ def picture(figure: Figure, folder: Path, name: str, description: str) -> Pictur
 
 def benchmark_headlines(run: RunFolder) -> tuple[str, ...]:
     """Sentences for the top of the page."""
-    return tuple(verdict_sentences(task_rows(run.results)))
+    sentences = verdict_sentences(task_rows(run.results))
+    return tuple(filter(None, [*sentences, together_sentence(run.results) if sentences else ""]))
 
 
 def benchmark_blocks(run: RunFolder) -> list[Block]:
@@ -62,7 +64,7 @@ def benchmark_blocks(run: RunFolder) -> list[Block]:
     if not rows:
         return blocks
     compared = any(row.base is not None for row in rows)
-    first: list[Block] = [Bullets(items=tuple(verdict_sentences(rows)))] if compared else []
+    first: list[Block] = [Bullets(items=benchmark_headlines(run))] if compared else []
     if any(row.change is not None for row in rows):
         first.append(picture(task_change_figure(rows), run.path, "benchmarks", "Change of every task against the base, with 95 % intervals"))
     first.append(_table(rows, compared))

@@ -99,9 +99,9 @@ def noise_sentence(rows: Sequence[TaskRow]) -> str:
 
 
 def chance_sentence(rows: Sequence[TaskRow]) -> str:
-    """The tasks on which the result cannot be told from guessing."""
+    """The tasks on which the result is not better than guessing."""
     guessed = [f"{row.name} (chance {fixed(row.chance)})" for row in rows if row.at_chance]
-    return f"* not told from guessing: {', '.join(guessed)}." if guessed else ""
+    return f"* not better than guessing: {', '.join(guessed)}." if guessed else ""
 
 
 def forgetting_sentences(results: Mapping[str, Any]) -> list[str]:
@@ -113,6 +113,20 @@ def forgetting_sentences(results: Mapping[str, Any]) -> list[str]:
     for source, shift in entries(forgetting.get("shift")).items():
         sentences += _shift_sentences(source, shift)
     return sentences
+
+
+def together_sentence(results: Mapping[str, Any]) -> str:
+    """What all general tasks together lost or gained (FG), where that can be told from zero although single tasks may be too small for it."""
+    forgetting = results.get("forgetting")
+    if not isinstance(forgetting, dict):
+        return ""
+    value, ends = number(forgetting.get("fg_percent")), bounds(forgetting.get("fg_interval_percent"))
+    n_tasks = len(forgetting.get("fg_tasks") or [])
+    if value is None or ends is None or ends[0] <= 0 <= ends[1] or n_tasks < 2:
+        return ""
+    moved = "lost" if value >= 0 else "gained"
+    size, known = percent(abs(value), signed=False), interval(ends, unit=" %", signed=True)
+    return f"Together the {n_tasks} general tasks {moved} {size} of the base's score (FG, 95 % interval {known})."
 
 
 def _fg_sentence(forgetting: Mapping[str, Any]) -> str:

@@ -99,3 +99,21 @@ def test_steps_that_do_not_log_wait_for_nothing(ranks: Ranks) -> None:
             torch.cuda.set_sync_debug_mode("default")
     finally:
         engine.close()
+
+
+def test_benchmark_scores_are_the_harness_own(tiny_folder: Callable[..., Path]) -> None:
+    """Shared beginnings on a GPU: the same log-likelihoods as lm-eval's own backend, and rows that are halved when memory runs out."""
+    from lm_eval.api.instance import Instance
+    from transformers import AutoTokenizer
+
+    from slayer.evaluation.harness.lm import SharedPrefixLM, plain_lm
+    from slayer.forward import load_model
+
+    folder = tiny_folder()
+    model, tokenizer = load_model(folder, "fp32", "cuda"), AutoTokenizer.from_pretrained(folder)
+    pairs = [(f"one beginning for all of them, and question {number}:", f" answer {choice}") for number in range(40) for choice in "abcd"]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    expected = plain_lm(model, tokenizer, batch_size=16).loglikelihood(requests)
+    for batch_tokens in (None, 64):
+        found = SharedPrefixLM(model, tokenizer, batch_tokens=batch_tokens).loglikelihood(requests)
+        assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-2)

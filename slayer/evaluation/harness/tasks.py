@@ -125,7 +125,8 @@ def _unknown(manager: Any, suite: SuiteConfig, name: str, key: str) -> Problem:
     near = near_names(manager, name)
     if not near:
         return Problem(key=key, value=name, why=why, fix="suite=quick, or tasks=[arc_easy]")
-    mended = ",".join(dict.fromkeys(near[0] if one == name else one for one in suite.tasks))
+    meant = [one if known(manager, one) else next(iter(near_names(manager, one)), None) for one in suite.tasks]
+    mended = ",".join(dict.fromkeys(one for one in meant if one is not None))
     return Problem(key=key, value=name, why=f"{why}; near: {', '.join(near)}", fix=f"tasks=[{mended}]")
 
 

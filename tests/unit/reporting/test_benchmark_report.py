@@ -11,6 +11,7 @@ from sample_run import sample_results, write_run
 
 from slayer.reporting.benchmark_figures import curve_names, task_change_figure
 from slayer.reporting.benchmark_scores import task_rows
+from slayer.reporting.benchmark_words import together_sentence
 from slayer.reporting.report import write_report
 from slayer.reporting.run_folder import read_run
 
@@ -80,3 +81,11 @@ def test_lower_is_better_has_a_panel_of_its_own_that_is_turned_round():
     upper, lower = task_change_figure(task_rows({"benchmarks": sample_benchmarks()})).axes
     assert not upper.xaxis_inverted() and lower.xaxis_inverted()
     assert [label.get_text() for label in lower.get_yticklabels()] == ["gsm8k_bits_per_byte"]
+
+
+def test_what_single_tasks_are_too_small_to_tell_is_told_of_all_together() -> None:
+    clear = {"forgetting": {"fg_percent": 9.1, "fg_interval_percent": [3.6, 14.3], "fg_tasks": ["a", "b", "c"]}}
+    assert together_sentence(clear) == "Together the 3 general tasks lost 9.1 % of the base's score (FG, 95 % interval +3.6 to +14.3 %)."
+    for unclear in ({"fg_interval_percent": [-0.1, 9.0]}, {"fg_interval_percent": None}, {"fg_tasks": ["a"]}, {"fg_percent": None}):
+        assert together_sentence({"forgetting": clear["forgetting"] | unclear}) == ""
+    assert together_sentence({}) == ""

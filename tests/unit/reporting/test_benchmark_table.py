@@ -39,7 +39,7 @@ def test_wide_terminals_take_one_line_a_task():
 def test_what_was_asked_is_said_below():
     text = " ".join(printed({"benchmarks": sample_benchmarks()}).split())
     assert "drawn with seed 0" in text and "embedded question sets" in text and "Noise floor" in text
-    assert "0.270*" in text and "* not told from guessing: arc_challenge (chance 0.250)" in text
+    assert "0.270*" in text and "* not better than guessing: arc_challenge (chance 0.250)" in text
 
 
 def test_without_a_base_only_scores_and_intervals():
