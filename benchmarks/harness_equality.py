@@ -7,7 +7,8 @@ The embedded model in fp32 on the same items, twice:
   slayer     what evaluate.py does: tasks of a suite, embedded questions, shared prefixes
 
 Printed for each task: every metric of both, how many items one of them has right and the other wrong, and the largest difference between
-two log-likelihoods. Exit code 1 unless all metrics are equal (accuracies exactly, perplexity to 1e-5 of its size: fp32 rounds each log-likelihood by about 1e-5 nats) and no item differs.
+two log-likelihoods. Exit code 1 unless all metrics are equal (accuracies exactly; perplexity to 1e-5 of its size, since fp32 rounds each
+log-likelihood by about 1e-5 nats) and no item differs.
 """
 
 from __future__ import annotations

@@ -115,13 +115,13 @@ def closest_key(key: str, schema: type[BaseModel] = RunConfig) -> str | None:
     for pool in ([one for one in keys if one.startswith(f"{section}.")], [one for one in keys if "NAME" not in one]):
         leaves = {one.rpartition(".")[2]: one for one in reversed(pool)}
         same = leaves.get(leaf) or next((one for last, one in leaves.items() if leaf and _initials(last) == leaf), None)
-        near = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
+        near = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6 if known else 0.7)
         if same or near:
             return same or leaves[near[0]]
         if known:  # a section that is right is not left for a word that is only similar
             elsewhere = [one for one in keys if one.rpartition(".")[2] == leaf]
             return elsewhere[0] if elsewhere else None
-    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    whole = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     return whole[0] if whole else None
 
 

@@ -160,6 +160,7 @@ def test_a_key_accepts_what_the_whole_schema_accepts(key: str, value: object) ->
     values: dict[str, Any] = {
         **SOUND,
         "train": {},
+        "suite": {"name": "law"},
         "model": {"name": "tiny", "random": {}},
         "data": {**SOUND["data"], "sources": {"law": {"role": "domain"}}},
     }

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from slayer.config import EvaluationConfig, RandomModelConfig, RunConfig
 from slayer.errors import ConfigError, Problem
 from slayer.launching.commandline import CONF, groups, tolerant
-from slayer.launching.compose import compose
+from slayer.launching.compose import compose, resolved
+from slayer.launching.evaluation import validate_evaluation
 from slayer.launching.naming import split_override
 from slayer.schema import field_at
 
@@ -61,7 +62,11 @@ def places(text: Path) -> dict[str, str]:
 # ── every file of conf/ ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("choice", [f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"])
+OWN_TESTS = ("suite=domain", "suite=paper")
+CHOICES = [f"{group}={option}" for group, options in groups().items() for option in options if group != "experiment"]
+
+
+@pytest.mark.parametrize("choice", [one for one in CHOICES if one.split("=")[0] in RunConfig.model_fields and one not in OWN_TESTS])
 def test_every_choice_composes(choice: str, small: list[str], places: dict[str, str], assets: None) -> None:
     group, option = choice.split("=")
     base = [word for word in small if not word.startswith(f"{group}")]
@@ -70,6 +75,63 @@ def test_every_choice_composes(choice: str, small: list[str], places: dict[str, 
     section = getattr(config, group)
     known_as = {"expansion": "strategy", "freeze": "schedule", "engine": "zero_stage"}.get(group, "name")
     assert str(getattr(section, known_as)) == option.removeprefix("zero")
+
+
+def evaluation(*words: str) -> EvaluationConfig:
+    """What evaluate.py makes of a command line."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    accepted, problems = tolerant(words, EvaluationConfig)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        values, unresolved = resolved(hydra_compose("evaluate", overrides=accepted))
+    return validate_evaluation(values, [*problems, *unresolved])
+
+
+@pytest.mark.parametrize("choice", [one for one in CHOICES if one.split("=")[0] in ("suite", "decoding") and one != "suite=paper"])
+def test_every_choice_of_an_evaluation_composes(choice: str, assets: None) -> None:
+    group, option = choice.split("=")
+    needed = [] if group == "suite" or option == "task" else ["suite=quick"]
+    assert getattr(evaluation("checkpoint=tiny", choice, *needed), group).name == option
+
+
+def test_the_papers_suite_says_what_it_needs(assets: None) -> None:
+    with pytest.raises(ConfigError) as refused:
+        evaluation("checkpoint=tiny", "suite=paper")
+    assert {problem.key for problem in refused.value.problems} == {"suite.tasks", "confirm_run_unsafe_code"}
+    assert "truthfulqa_mc2" in str(refused.value) and "quick, general" in str(refused.value)
+
+
+def test_a_runs_domain_suite_is_the_one_its_text_names(small: list[str], assets: None) -> None:
+    config = compose([*small, "suite=domain", "data.suite=law"])
+    assert config.suite.name == "law" and any(task.role == "domain" for task in config.suite.tasks.values())
+    assert [problem.fix for problem in problems_of([*small, "suite=domain"])] == ["data.suite=code, or suite=quick"]
+    assert [problem.key for problem in problems_of([*small, "data.suite=lore"])] == ["data.suite"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "fix"),
+    [
+        (["checkpoint=tiny", "limit=3"], "limit", "suite=quick, or leave out limit"),
+        (["checkpoint=tiny", "backend=harness", "batch_tokens=99"], "backend", "suite=quick, or leave out backend"),
+        (["checkpoint=a", "runs=[b,c]"], "checkpoint", "runs=[b,c,a]"),
+        (["checkpoint=a", "sequence=true"], "sequence", "runs=[runs/FIRST,runs/SECOND] sequence=true"),
+        (["checkpoint=a", "factors=[seed]"], "factors", "runs=[runs/sweeps/NAME], or leave out factors"),
+        (["checkpoint=a", "decoding=dola"], "decoding", "suite=quick, or leave out decoding"),
+        (["checkpoint=a", "suite=quick", "decoding.alpha=0.2"], "decoding.alpha", "decoding=dola, or leave out decoding.alpha"),
+        (
+            ["checkpoint=a", "suite=quick", "decoding=greedy", "decoding.top_p=0.5"],
+            "decoding.top_p",
+            "decoding=sampling, or leave out decoding.top_p",
+        ),
+        (["checkpoint=a", "suite=quick", "decoding=dola", "backend=harness"], "backend", "backend=shared_prefix, or leave out decoding"),
+        (["suite=heldout"], "checkpoint", "checkpoint=runs/NAME"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words: list[str], key: str, fix: str, assets: None) -> None:
+    with pytest.raises(ConfigError) as refused:
+        evaluation(*words)
+    assert (key, fix) in [(problem.key, problem.fix) for problem in refused.value.problems]
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
