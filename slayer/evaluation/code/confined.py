@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 
 NOBODY = 65534
 WORK_BYTES = 64 << 20
+TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")
+"""Where Python looks for a folder for temporary files."""
 FILE_BYTES = 16 << 20
 SETUP_FAILED = 125
 
@@ -145,7 +147,8 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
 
 
 def build_root(folders: list[str]) -> None:
-    """Make this process's root a new folder: `folders` at their own places, read-only; /tmp, empty and writable; two devices; no /proc.
+    """Make this process's root a new folder: `folders` at their own places, read-only; a temporary folder, empty and writable, where the
+    process then is; two devices; no /proc.
 
     What lies behind symbolic links is looked up before the old root goes out of sight. Mount namespace and rights are needed.
     """
@@ -166,12 +169,14 @@ def build_root(folders: list[str]) -> None:
         os.symlink(target, path)
     done(LIBC.umount2(b"/old", MNT_DETACH), "letting go of the old root folder")
     os.rmdir("/old")
-    os.makedirs("/tmp", exist_ok=True)
+    # Python itself may be installed below /tmp: the writable folder must not cover it.
+    work = next(place for place in TEMPORARY_FOLDERS if not any(path.startswith(place + "/") for path in sources))
+    os.makedirs(work, exist_ok=True)
     attributes = struct.pack("QQQQ", READ_ONLY_NO_SUID, 0, 0, 0)
     if LIBC.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes))) != 0:
         raise SetupError(f"read-only folders (mount_setattr, Linux 5.12 or newer): {os.strerror(ctypes.get_errno())}")
-    mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={WORK_BYTES},nr_inodes=4096,mode=1777")
-    os.chdir("/tmp")
+    mount("tmpfs", work, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={WORK_BYTES},nr_inodes=4096,mode=1777")
+    os.chdir(work)
 
 
 def place_for(path: str, is_folder: bool) -> None:

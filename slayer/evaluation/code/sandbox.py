@@ -91,7 +91,7 @@ def run_isolated(program: str, *, seconds: float, memory_bytes: int) -> Outcome:
     """Run a program, as `exec` in an empty namespace would, in a new process without the machine around it.
 
     `seconds` is wall-clock time, `memory_bytes` bounds its address space (the program can start threads, but no process, and
-    64 MiB of files in its own /tmp come on top). It has passed when its last line was reached: an exit before, whatever its code,
+    64 MiB of files in its own temporary folder come on top). It has passed when its last line was reached: an exit before, whatever its code,
     is a failure. Standard output and error are kept to their last 2,000 characters.
 
     Raises ConfigError where no isolation can be had.

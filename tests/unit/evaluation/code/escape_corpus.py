@@ -46,7 +46,7 @@ assert found
     "deletes the folder outside": "import shutil; shutil.rmtree('OUTSIDE')",
     "writes into the library": "import os; open(os.path.join(os.path.dirname(os.__file__), 'escaped.py'), 'w').write('x')",
     "changes the library's rights": "import os; os.chmod(os.path.dirname(os.__file__), 0o777)",
-    "goes out by a link": "import os; os.symlink('OUTSIDE/precious', '/tmp/link'); assert open('/tmp/link').read()",
+    "goes out by a link": "import os; os.symlink('OUTSIDE/precious', './link'); assert open('./link').read()",
     "goes out by dots": "assert open('../../../..OUTSIDE/precious').read()",
     "starts a program": "import subprocess; assert subprocess.run(['/bin/ls']).returncode == 0",
     "starts a shell": "import os; assert os.system('true') == 0",
@@ -74,10 +74,10 @@ while len(threads) < 5000:
     "mounts": PRELUDE + "assert libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
     "takes a mount away": PRELUDE + "assert libc.umount2(b'/tmp', 2) == 0",
     "mounts the new way": PRELUDE + "assert libc.syscall(430, b'tmpfs', 0) >= 0",
-    "changes its root folder": "import os; os.mkdir('/tmp/x'); os.chroot('/tmp/x')",
+    "changes its root folder": "import os; os.mkdir('./x'); os.chroot('./x')",
     "makes a namespace of its own": PRELUDE + "assert libc.unshare(0x10000000) == 0",
     "becomes root": "import os; os.setuid(0)",
-    "makes a device": "import os, stat; os.mknod('/tmp/disk', stat.S_IFBLK | 0o600, os.makedev(254, 0))",
+    "makes a device": "import os, stat; os.mknod('./disk', stat.S_IFBLK | 0o600, os.makedev(254, 0))",
     "uses a descriptor of the parent": """
 import os
 for descriptor in range(3, 1000):
@@ -92,10 +92,10 @@ assert False, "nothing that mattered"
     "turns the filter off": PRELUDE + "assert libc.prctl(22, 0, 0, 0, 0) == 0",
     "sets the clock": "import time; time.clock_settime(time.CLOCK_REALTIME, 0)",
     "changes the host's name": "import socket; socket.sethostname('escaped')",
-    "leaves a huge file": "open('/tmp/huge', 'wb').write(bytes(1 << 25))",
-    "fills the disk": "for n in range(100): open(f'/tmp/{n}', 'wb').write(bytes(1 << 23))",
-    "leaves a million files": "for n in range(1_000_000): open(f'/tmp/{n}', 'wb').close()",
-    "runs a file of its own": "import os; open('/tmp/x', 'w').write('#!/bin/sh'); os.chmod('/tmp/x', 0o755); os.execv('/tmp/x', ['/tmp/x'])",
+    "leaves a huge file": "open('./huge', 'wb').write(bytes(1 << 25))",
+    "fills the disk": "for n in range(100): open(f'./{n}', 'wb').write(bytes(1 << 23))",
+    "leaves a million files": "for n in range(1_000_000): open(f'./{n}', 'wb').close()",
+    "runs a file of its own": "import os; open('./x', 'w').write('#!/bin/sh'); os.chmod('./x', 0o755); os.execv('./x', ['./x'])",
     "crashes": "import ctypes; ctypes.string_at(0)",
 }  # fmt: skip
 """Tries that end by themselves, as failures of one kind or another."""
