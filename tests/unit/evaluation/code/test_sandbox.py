@@ -123,7 +123,7 @@ def test_crash_names_its_signal() -> None:
         "import numpy; assert numpy.arange(4).sum() == 6",
         "import threading\nseen = []\nt = threading.Thread(target=seen.append, args=(1,)); t.start(); t.join(); assert seen == [1]",
         "open('notes', 'w').write('x'); import tempfile; assert open(tempfile.gettempdir() + '/notes').read() == 'x'",
-        "import tempfile, os\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')\nassert os.getcwd() == tempfile.gettempdir() and os.listdir() == []",
+        "import tempfile, os\nwith tempfile.TemporaryFile() as f: f.write(b'x')\nassert (os.getcwd(), os.listdir()) == (tempfile.gettempdir(), [])",
         "import random, secrets, uuid, datetime, decimal, re, json, hashlib; assert uuid.uuid4() != uuid.uuid4() and secrets.token_hex()",
         "assert __name__ == 'builtins'",  # the namespace is empty, as in code_eval: the main part of a script does not run
         "import sys; assert 'ctypes' not in dir() and not any('slayer' in path for path in sys.path)",
