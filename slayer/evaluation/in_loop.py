@@ -14,6 +14,10 @@ from slayer.evaluation.items import TaskScores
 from slayer.evaluation.statistics import metric_value
 
 
+ROW_TOKENS = 512
+"""Fixed, not chosen by free memory: under ZeRO-3 every rank must make the same forward passes."""
+
+
 class InLoopTasks:
     """The tasks of a suite cut down to some items each. Tasks that generate text take too long and are left out (`left_out`)."""
 
@@ -25,7 +29,7 @@ class InLoopTasks:
         """The main metric of every task, of a model in evaluation mode. Under ZeRO-3 all ranks must call together."""
         from slayer.evaluation.harness.lm import SharedPrefixLM
 
-        lm = SharedPrefixLM(model, tokenizer, batch_tokens=scoring.batch_tokens)
+        lm = SharedPrefixLM(model, tokenizer, batch_tokens=scoring.batch_tokens or ROW_TOKENS)
         return self.part_of({one.facts.task: score_task(lm, one, scoring) for one in self.tasks})
 
     def part_of(self, scores: Mapping[str, TaskScores]) -> dict[str, float]:
