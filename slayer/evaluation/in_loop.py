@@ -13,7 +13,6 @@ from slayer.evaluation.harness.tasks import LoadedTask
 from slayer.evaluation.items import TaskScores
 from slayer.evaluation.statistics import metric_value
 
-
 ROW_TOKENS = 512
 """Fixed, not chosen by free memory: under ZeRO-3 every rank must make the same forward passes."""
 
