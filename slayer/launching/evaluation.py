@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from slayer.config import DataConfig, EvaluationConfig, HeldoutConfig, RunConfig, SuiteConfig
-from slayer.data.preparation import prepare_text
+from slayer.data.preparation import PreparedText, prepare_text
 from slayer.data.storing.parts import Workers
 from slayer.errors import ConfigError, Problem
 from slayer.evaluation.assess import HeldoutText, Scores, Settings, Subject, assess_benchmarks, assess_shift
@@ -69,6 +69,7 @@ class Evaluation:
         self.config, self.console = config, console
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._tasks: dict[str, list[LoadedTask]] = {}
+        self._texts: dict[str, PreparedText] = {}
 
     def of(self, subject: Named, base: Named | None, *, show: bool = True) -> tuple[Path, dict[str, Any]]:
         """Score one model beside its base (or alone) and write results.json. Returns its folder and what stands in it.
@@ -124,9 +125,11 @@ class Evaluation:
             micro_batch_rows=config.micro_batch_rows or (run.engine.micro_batch_rows if run else 4),
             device=self.device,
         )  # fmt: skip
-        with progress_bar("text", self.console) as on_progress, Workers(data.processes) as workers:
-            text = prepare_text(data, workers, on_progress=on_progress)
-        return HeldoutText(text, folder, base, settings)
+        key = data.model_dump_json()
+        if key not in self._texts:  # many runs of a study share one
+            with progress_bar("text", self.console) as on_progress, Workers(data.processes) as workers:
+                self._texts[key] = prepare_text(data, workers, on_progress=on_progress)
+        return HeldoutText(self._texts[key], folder, base, settings)
 
     def _benchmarks(self, suite: SuiteConfig, subject: Named, base: Subject | None, folder: Path) -> tuple[dict[str, Any], Scores]:
         config = self.config

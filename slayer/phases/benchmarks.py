@@ -21,16 +21,15 @@ FIELD = "tasks/"
 
 
 class RunBenchmarks:
-    """The suite of a run on one rank. Every rank reads the same tasks; the first one alone scores folders."""
+    """The suite of a run on one rank. The first rank scores folders; the others read the tasks only where all score together, in training."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.suite = run.config.suite
         self.scoring = Scoring(precision=run.config.engine.precision, device=run.ranks.device, decoding=DecodingConfig())
+        asked = bool(self.suite.tasks) and (run.ranks.is_first or run.config.train.evaluate_every is not None)
         self.tasks: list[LoadedTask] = (
-            load_tasks(self.suite, seed=run.config.seed, questions="auto", include_path=None, confirm_run_unsafe_code=False)
-            if self.suite.tasks
-            else []
+            load_tasks(self.suite, seed=run.config.seed, questions="auto", include_path=None, confirm_run_unsafe_code=False) if asked else []
         )
         self.in_loop = InLoopTasks(self.tasks, self.suite.in_loop_items)
         self.base = Subject(name=run.config.model.name, folder=run.base)

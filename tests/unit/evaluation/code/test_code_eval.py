@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slayer.errors import AssetError
 from slayer.evaluation.code.code_eval import CodeEval, code_eval_in_sandbox, pass_at
 from slayer.evaluation.code.sandbox import isolation_problem
 from slayer.evaluation.metric_package import evaluate_package
@@ -91,12 +90,11 @@ def task_functions() -> Any:
 
 
 def questions(name: str, count: int) -> list[dict[str, Any]]:
+    from slayer.data.assets import fetch
     from slayer.data.benchmarks import rows
 
-    try:
-        return [row for row, _ in zip(rows(name), range(count), strict=False)]
-    except AssetError as error:
-        pytest.skip(str(error))
+    fetch(["benchmarks"])
+    return [row for row, _ in zip(rows(name), range(count), strict=False)]
 
 
 def test_humaneval_scores_its_own_answers_as_right(task_functions: Any) -> None:
