@@ -18,6 +18,7 @@ import numpy as np
 from slayer.config import DecodingConfig
 from slayer.data.cache import cache_dir, write_file
 from slayer.data.storing.tokens import tokenizer_hash
+from slayer.errors import ModelError
 from slayer.evaluation.harness.tasks import LoadedTask
 from slayer.evaluation.items import MetricItems, TaskScores
 from slayer.models import load_tokenizer, model_hash_cached
@@ -51,9 +52,14 @@ OpenModel = Callable[[Callable[[int, int], None]], Any]
 def score_folder(
     folder: Path, tasks: Sequence[LoadedTask], scoring: Scoring, open_lm: OpenModel, label: str, on_progress: Progress | None = None
 ) -> dict[str, TaskScores]:
-    """A model folder on every task, from the cache where this very model met this very task before. ModelError, DataError as they come."""
+    """A model folder on every task, from the cache where this very model met this very task before.
+
+    ModelError for a chat template that the tokenizer does not have; DataError as it comes.
+    """
     tokenizer = load_tokenizer(folder)
     template = tokenizer.chat_template if scoring.apply_chat_template else None
+    if scoring.apply_chat_template and template is None:
+        raise ModelError(f"the tokenizer of {folder} has no chat template; leave out apply_chat_template")
     model_key = [FORMAT, model_hash_cached(folder), tokenizer_hash(tokenizer), str(template), str(scoring)]
     files = {one.facts.task: _remembered(model_key, one) for one in tasks}
     scores = {name: found for name, file in files.items() if (found := _read(file)) is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from slayer.config import DecodingConfig, SuiteConfig, TaskConfig
 from slayer.data.assets import fetch
 from slayer.data.cache import cache_dir
+from slayer.errors import ModelError
 from slayer.evaluation.harness.catalogue import task_manager
 from slayer.evaluation.harness.opening import open_lm
 from slayer.evaluation.harness.scores import Scoring, score_folder, score_task
@@ -62,11 +64,15 @@ def test_a_task_is_scored_once_and_a_damaged_memory_is_scored_anew(
 
 
 def test_another_model_or_other_settings_are_not_the_same(tiny_folder: Callable[..., Path], tasks: list[LoadedTask], remembered: Path) -> None:
-    from dataclasses import replace
-
     for folder, scoring in ((tiny_folder(), SCORING), (tiny_folder(seed=1), SCORING), (tiny_folder(), replace(SCORING, batch_tokens=64))):
         score_folder(folder, tasks[:1], scoring, open_lm(folder, None, scoring), "tiny")
     assert len(list(remembered.glob("*.json"))) == 3
+
+
+def test_a_chat_template_that_is_not_there_is_told(tiny_folder: Callable[..., Path], tasks: list[LoadedTask], remembered: Path) -> None:
+    folder, scoring = tiny_folder(), replace(SCORING, apply_chat_template=True)
+    with pytest.raises(ModelError, match="has no chat template; leave out apply_chat_template"):
+        score_folder(folder, tasks[:1], scoring, open_lm(folder, None, scoring), "tiny")
 
 
 def test_metrics_are_what_the_harness_makes_of_their_items(tiny_folder: Callable[..., Path], tasks: list[LoadedTask]) -> None:
