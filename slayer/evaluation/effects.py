@@ -14,11 +14,12 @@ from slayer.evaluation.statistics import holm
 MORE_SEEDS = "train each with several seeds, -m seed=0,1,2"
 
 
-def one_way(groups: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[str, Any]:
+def one_way(groups: Mapping[str, Sequence[float]], keys: Sequence[str], *, observation: str = "run") -> dict[str, Any]:
     """One-way ANOVA and Tukey HSD over the levels with two runs or more, as study.json has them; {"why_not": sentence} otherwise.
 
     eta² = SSB / SST; omega² = (SSB − df_b · MSW) / (SST + MSW); Cohen's d of a pair by their pooled standard deviation;
-    `difference` is b − a. Tukey–Kramer where levels have different numbers of runs.
+    `difference` is b − a. Tukey–Kramer where levels have different numbers of runs. `observation` is what one number belongs to, if not a
+    run; whether there are enough is then for the caller to see first: the advice to train more seeds is for runs.
     """
     why_not = _too_few(groups, keys)
     if why_not is not None:
@@ -31,9 +32,9 @@ def one_way(groups: Mapping[str, Sequence[float]], keys: Sequence[str]) -> dict[
     total = float(((everything - everything.mean()) ** 2).sum())
     scale = 1e-24 * float((everything**2).sum())  # below that, what differs is rounding
     if total <= scale:
-        return {"why_not": f"all {len(everything)} runs score the same, {everything[0]:.4g}"}
+        return {"why_not": f"all {len(everything)} {observation}s score the same, {everything[0]:.4g}"}
     if within <= scale:
-        return {"why_not": f"runs with the same {_named(keys)} score exactly the same, so there is no spread to measure an effect against"}
+        return {"why_not": f"{observation}s with the same {_named(keys)} score exactly the same, so there is no spread to measure an effect against"}
     df_between, df_within = len(tested) - 1, len(everything) - len(tested)
     f, p = f_oneway(*tested.values())
     between, mean_square = total - within, within / df_within

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slayer.config import DataConfig, EvaluationConfig, SuiteConfig, TaskConfig
+from slayer.config import AnalysisConfig, DataConfig, EvaluationConfig, SuiteConfig, TaskConfig
 from slayer.data.benchmarks import benchmark_problems
 from slayer.data.reading.sources import source_problems
 from slayer.errors import ConfigError, Problem
+from slayer.importance.analysis import READS
+from slayer.importance.catalogue import CATALOGUE, ONE_PASS
 from slayer.launching.commandline import CONF, groups
 from slayer.schema import as_override
 
@@ -39,8 +42,15 @@ def suite_of(config: EvaluationConfig, data: DataConfig | None) -> SuiteConfig:
 
 def evaluation_problems(good: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the sound sections of a call together; nothing is downloaded and no model is read."""
-    checks = (_check_models, _check_text, _check_tasks, _check_decoding)
+    checks = (_check_models, _check_text, _check_tasks, _check_decoding, _check_analysis)
     return [problem for check in checks for problem in check(good)]
+
+
+def asked_scores(scores: Sequence[str]) -> list[str]:
+    """The scores of `scores=[…]` by name: those of one forward pass where none is named; `all` stands for every one."""
+    if not scores:
+        return list(ONE_PASS)
+    return list(CATALOGUE) if "all" in scores else list(dict.fromkeys(scores))
 
 
 def suite_problems(name: str | None, key: str) -> list[Problem]:
@@ -118,3 +128,69 @@ def _check_decoding(good: Mapping[str, Any]) -> list[Problem]:
                 fix = f"decoding={reader}, or leave out {key}"
                 problems.append(Problem(key=key, value=value, why=f"is only read with decoding={reader}, not {decoding.name}", fix=fix))
     return problems
+
+
+NOT_OF_LAYERS = ("sequence", "factors", "heldout", "tracker", "decoding", "confirm_run_unsafe_code", "backend", "batch_tokens")
+"""Keys of scoring that measuring layers does not read."""
+
+
+def _check_analysis(good: Mapping[str, Any]) -> list[Problem]:
+    analysis: AnalysisConfig | None = good.get("analysis")
+    if analysis is None:
+        return []
+    scores: list[str] = good.get("scores") or []
+    if analysis.name == "none":
+        idle = {f"analysis.{name}": value for name, value in analysis.model_dump(exclude_defaults=True).items()}
+        idle |= {"scores": scores} if scores else {}
+        why = "is about layers, and no analysis is asked for"
+        return [Problem(key=key, value=value, why=why, fix=f"analysis=layers, or leave out {key}") for key, value in idle.items()]
+    fields = EvaluationConfig.model_fields
+    problems = [
+        Problem(key=key, value=_shown(good[key]), why="is not read by analysis=layers", fix=f"leave out {key}")
+        for key in NOT_OF_LAYERS
+        if key in good and good[key] != fields[key].get_default(call_default_factory=True)
+    ]
+    if good.get("runs"):
+        why = "names several models, and layers are measured of one"
+        problems.append(Problem(key="runs", value=good["runs"], why=why, fix=f"checkpoint={good['runs'][0]}"))
+    unknown = [score for score in scores if score not in CATALOGUE and score != "all"]
+    if unknown:
+        near = [(difflib.get_close_matches(score, CATALOGUE, n=1, cutoff=0.4) or ["removal"])[0] for score in unknown]
+        meant = list(dict.fromkeys(near[unknown.index(score)] if score in unknown else score for score in scores))
+        why = f"there is no score {', '.join(unknown)}; there are {', '.join(CATALOGUE)}, and all"
+        return [*problems, Problem(key="scores", value=scores, why=why, fix=as_override("scores", meant))]
+    return problems + _check_values(good, analysis, asked_scores(scores)) + _check_idle(analysis, asked_scores(scores))
+
+
+def _check_values(good: Mapping[str, Any], analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
+    """Loss is of a text, accuracy of a suite."""
+    suite: SuiteConfig | None = good.get("suite")
+    asks = bool(good.get("tasks")) or (suite is not None and bool(suite.tasks or suite.of_the_text))
+    needing = [score for score in scores if CATALOGUE[score].needs == "values"]
+    if analysis.value == "loss" and asks:
+        key, value = ("tasks", good["tasks"]) if good.get("tasks") else ("suite", suite.name if suite is not None else None)
+        why = "asks questions, and analysis.value=loss measures the loss on a text"
+        return [Problem(key=key, value=value, why=why, fix=f"analysis.value=accuracy, or leave out {key}")]
+    if analysis.value == "accuracy" and not asks:
+        why = "needs questions, and no suite or tasks are named"
+        return [Problem(key="analysis.value", value="accuracy", why=why, fix="analysis.value=accuracy suite=quick, or tasks=[arc_easy]")]
+    if analysis.value == "accuracy" and not needing:
+        of_values = [name for name, score in CATALOGUE.items() if score.needs == "values"]
+        why = f"none of {', '.join(scores)} is read from the accuracy without a layer; {', '.join(of_values)} are"
+        return [Problem(key="analysis.value", value="accuracy", why=why, fix="scores=[removal], or leave out analysis.value")]
+    return []
+
+
+def _check_idle(analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
+    """Settings of scores that are not asked for."""
+    typed = analysis.model_dump(exclude_defaults=True)
+    readers = {name: score for score, names in READS.items() for name in (*names, *(["probe_set", "probe_path"] if score == "probe" else []))}
+    idle = {f"analysis.{name}": (value, readers[name]) for name, value in typed.items() if name in readers and readers[name] not in scores}
+    return [
+        Problem(key=key, value=value, why=f"is only read by {score}, which is not asked for", fix=f"scores=[{score}], or leave out {key}")
+        for key, (value, score) in idle.items()
+    ]
+
+
+def _shown(value: Any) -> Any:
+    return getattr(value, "name", None) if hasattr(value, "model_dump") else value

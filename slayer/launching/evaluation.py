@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from slayer.evaluation.forgetting import forgetting_summary, objective
 from slayer.evaluation.harness.scores import Scoring
 from slayer.evaluation.harness.tasks import LoadedTask, load_tasks
 from slayer.launching.checks import evaluation_problems, suite_of
-from slayer.launching.subjects import Named, base_of, find_subject
+from slayer.launching.subjects import Named, base_of, find_subject, output_folder
 from slayer.reporting.benchmark_scores import benchmark_metrics
 from slayer.reporting.benchmark_table import print_benchmarks, print_forgetting
 from slayer.reporting.console import open_console, print_finished, print_next, print_results
@@ -42,9 +41,12 @@ def validate_evaluation(values: Mapping[str, Any], problems: Sequence[Problem] =
 
 def run_evaluation(config: EvaluationConfig) -> dict[str, Any]:
     """Score, print, write results.json and the report (of several models: study.json and the page). Returns what was written."""
+    from slayer.launching.layers import run_layers
     from slayer.launching.study import run_study
 
     console = open_console()
+    if config.analysis.name == "layers":
+        return run_layers(config, console)
     if config.runs:
         return run_study(config, console)
     subject = find_subject(config.checkpoint or "")
@@ -79,7 +81,7 @@ class Evaluation:
         data = self.config.data or (subject.run.data if subject.run is not None else None)
         suite = suite_of(self.config, data)
         self._require_something(suite, data)
-        folder = self._folder(subject, base)
+        folder = output_folder(self.config, subject, base)
         results = Results(folder)
         self.console.print(f"[bold]{subject.name}[/]" + (f" beside [bold]{base.name}[/]" if base is not None else ""), soft_wrap=True)
         named = {"run": subject.name, "model": base.name if base is not None else subject.name}
@@ -161,16 +163,6 @@ class Evaluation:
     def _note(self, text: str) -> None:
         self.console.print(f"[yellow]{text}[/]", soft_wrap=True)
 
-    def _folder(self, subject: Named, base: Subject | None) -> Path:
-        """A run's own folder, as long as it is asked about its own base and text; else one beside the runs."""
-        config = self.config
-        if subject.run_dir is not None and config.base is None and config.data is None and (config.output is None or config.runs):
-            return subject.run_dir
-        name = _plain(subject.name) + (f"-beside-{_plain(base.name)}" if base is not None else "")
-        if config.output is not None:
-            return Path(config.output) / name if config.runs else Path(config.output)
-        return Path("runs") / "evaluations" / name
-
     def _require_something(self, suite: SuiteConfig, data: DataConfig | None) -> None:
         if suite.tasks or (suite.heldout and data is not None):
             return
@@ -182,7 +174,3 @@ def _with_start(table: dict[str, Any], before: Mapping[str, Any]) -> dict[str, A
     """The table with what the run had measured before training, where it is of the same documents: their base scores are the same then."""
     starts = {source: entry["start"] for source, entry in before.items() if source in table and entry["base"] == table[source]["base"]}
     return {source: {**entry, "start": starts.get(source)} for source, entry in table.items()}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)

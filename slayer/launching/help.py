@@ -49,7 +49,7 @@ TRAIN = Page(
     ),
     sections=(
         ("The model to start from", ("model",)),
-        ("What is changed in it", ("expansion", "prune", "prune_by", "prune_layers", "tail")),
+        ("What is changed in it", ("expansion", "prune", "prune_by", "prune_layers", "score_tokens", "tail")),
         ("What trains", ("freeze",)),
         ("The text", ("data",)),
         ("Training", ("train",)),
@@ -69,6 +69,7 @@ EVALUATE = Page(
         ("checkpoint=runs/NAME suite=quick", "on benchmarks as well: what it forgot"),
         ("checkpoint=DIR base=smollm2_135m tasks=[arc_easy,piqa] limit=200", "any two models on any tasks of lm-eval"),
         ("checkpoint=DIR base=smollm2_135m data=demo", "any two models on any text"),
+        ("analysis=layers scores=[removal,block_influence] checkpoint=DIR", "which layers of a model matter"),
         ("runs=[runs/A,runs/B] suite=quick", "several models side by side; a sweep folder stands for its runs"),
     ),
     sections=(
@@ -76,6 +77,7 @@ EVALUATE = Page(
         ("The benchmarks", ("suite", "tasks", "num_fewshot", "limit", "seed", "include_path", "questions", "apply_chat_template")),
         ("How models answer", ("decoding", "confirm_run_unsafe_code", "backend", "batch_tokens", "precision")),
         ("The text", ("data", "heldout", "shift_tokens", "micro_batch_rows")),
+        ("Its layers", ("analysis", "scores")),
         ("Where it goes", ("output", "tracker")),
     ),
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slayer.config import ModelConfig, RunConfig, load_config
+from slayer.config import EvaluationConfig, ModelConfig, RunConfig, load_config
 from slayer.errors import ModelError
 from slayer.evaluation.assess import Subject
 from slayer.launching.commandline import CONF, groups
@@ -48,6 +49,20 @@ def base_of(subject: Named, base: str | None) -> Named | None:
     if subject.run is None:
         return None
     return Named(name=subject.run.model.name, folder=resolve_model(subject.run.model), typed=subject.run.model.name)
+
+
+def output_folder(config: EvaluationConfig, subject: Named, base: Subject | None) -> Path:
+    """Where findings go: a run's own folder, as long as it is asked about its own base and text; else one beside the runs."""
+    if subject.run_dir is not None and config.base is None and config.data is None and (config.output is None or config.runs):
+        return subject.run_dir
+    name = _plain(subject.name) + (f"-beside-{_plain(base.name)}" if base is not None else "")
+    if config.output is not None:
+        return Path(config.output) / name if config.runs else Path(config.output)
+    return Path("runs") / "evaluations" / name
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
 def find_subjects(names: Sequence[str]) -> list[Named]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
-from typing import Any
 
-from slayer.data.cache import cache_dir, write_file
+from slayer.data.cache import write_file
 from slayer.errors import CheckpointError, ConfigError
 from slayer.evaluation.forgetting import compare
 from slayer.forward import load_model
-from slayer.importance.removal import removal_losses
-from slayer.models import model_hash_cached
-from slayer.phases.run import SAMPLE_TOKENS, Run
+from slayer.importance.choosing import compared_choice
+from slayer.phases.choose import expansion_scores, plan_chooser, prune_scores
+from slayer.phases.run import Run
 from slayer.phases.text import TEXT_IDENTITY, require_same_text
 from slayer.reporting.console import print_finished, print_plan, print_proof
 from slayer.reporting.data_report import write_data_report
 from slayer.reporting.data_table import print_data
+from slayer.reporting.layer_table import print_choice
 from slayer.reporting.progress import progress_bar
 from slayer.reporting.report import write_report
 from slayer.results import Results
@@ -27,9 +26,6 @@ from slayer.surgery.freeze import trainable_names
 from slayer.surgery.plan import build_plan, load_plan, plan_problems
 from slayer.surgery.proof import prove
 from slayer.surgery.weights import Weights, require_space
-
-CLOSER_LOOK, SPARE_CANDIDATES = 3, 3
-"""A second, longer sample for the layers to prune and so many more."""
 
 LARGE_JUMP = 0.5
 """Nats per token from which it is measured which layers would have been cheaper to prune."""
@@ -57,6 +53,8 @@ def prepare(run: Run, command: str) -> None:
     if "proof" not in run.results:
         prove_build(run)
     print_proof(run.results["proof"], console=run.console)
+    if "choice" in run.results:
+        print_choice(run.results["choice"], console=run.console)
     if "before" not in run.results:
         score_before(run)
 
@@ -71,38 +69,12 @@ def make_plan(run: Run) -> None:
     problems = plan_problems(n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers)
     if problems:  # found before by the composer, except for hub models, which are only here now
         raise ConfigError(problems)
-    scores = removal_scores(run) if config.prune_by == "removal" and config.prune else None
     run.plan = build_plan(
         n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers,
-        tail=config.tail, scores=scores,
+        tail=config.tail, prune_scores=prune_scores(run), expansion_scores=expansion_scores(run),
     )  # fmt: skip
     trainable_names(run.plan, [f"model.layers.{index}.any" for index in range(run.plan.n_layers)])
     run.plan.save(path)
-
-
-def removal_scores(run: Run) -> list[float]:
-    """Loss that each layer's removal adds, in nats per token, on the first rows of the training mixture; measured once per model and text.
-
-    The layers that may be pruned are measured on CLOSER_LOOK times as many tokens more: among the cheapest, a short sample decides by chance.
-    """
-    rows, more = run.sample_rows(), run.sample_rows(CLOSER_LOOK * SAMPLE_TOKENS, skip_tokens=SAMPLE_TOKENS)
-    n_candidates, precision = run.config.prune + SPARE_CANDIDATES, run.config.engine.precision
-    text = b"".join(sample.input_ids_BL.cpu().numpy().tobytes() for sample in (rows, more))
-    key = hashlib.sha256(f"{model_hash_cached(run.base)} {precision} {n_candidates}".encode() + text).hexdigest()
-    remembered = cache_dir() / "removal" / f"{key}.json"
-    if remembered.exists():
-        scores: list[float] = json.loads(remembered.read_text(encoding="utf-8"))
-        return scores
-    model = load_model(run.base, precision, run.ranks.device)
-    with progress_bar("removal", run.console) as on_progress:
-        whole, without = removal_losses(model, rows, micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
-        scores = [loss - whole for loss in without]
-        candidates = sorted(sorted(range(len(scores)), key=scores.__getitem__)[:n_candidates])
-        whole, without = removal_losses(model, more, chosen=candidates, micro_batch_rows=run.micro_batch_rows, on_progress=on_progress)
-    for layer, loss in zip(candidates, without, strict=True):
-        scores[layer] = (scores[layer] + CLOSER_LOOK * (loss - whole)) / (1 + CLOSER_LOOK)
-    write_file(remembered, json.dumps(scores).encode())
-    return scores
 
 
 def prove_build(run: Run) -> None:
@@ -116,14 +88,13 @@ def prove_build(run: Run) -> None:
             f"inserting the new blocks moved a logit by {proof.identity_max_difference:g}, which zeroed blocks never do; "
             f"{run.expanded} is damaged: remove it and start again"
         )
-    cheaper: list[dict[str, Any]] = []
-    if run.plan.pruned and run.plan.scores is None and proof.loss_jump > LARGE_JUMP:
-        scores = removal_scores(run)
-        cheapest = sorted(range(len(scores)), key=scores.__getitem__)[: max(len(run.plan.pruned) + 2, 4)]
-        cheaper = [{"layer": layer, "loss_jump": scores[layer]} for layer in cheapest]
-    measured = {**asdict(proof), "loss_jump": proof.loss_jump, "cheaper": cheaper}
+    measured = {**asdict(proof), "loss_jump": proof.loss_jump}
     if not run.plan.starts_as_base or not run.plan.new_indices:
         measured["identity_max_difference"] = None
+    scored = run.plan.prune_scores is not None or run.plan.expansion_scores is not None
+    if scored or (run.plan.pruned and proof.loss_jump > LARGE_JUMP):
+        with progress_bar("layers", run.console) as on_progress:
+            run.results.update(choice=compared_choice(plan_chooser(run, on_progress), run.plan, proof.loss_jump))
     run.results.update(proof=measured)
 
 

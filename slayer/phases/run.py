@@ -16,7 +16,7 @@ from slayer.training.ranks import Ranks
 from slayer.training.signals import StopRequest
 
 SAMPLE_TOKENS = 1024
-"""Real training text for the removal scores and the proof, in whole rows."""
+"""Real training text for the proof, in whole rows."""
 
 
 class Run:

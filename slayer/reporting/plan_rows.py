@@ -71,7 +71,11 @@ def _origin(entry: New) -> str:
 
 
 def _pruned_row(plan: LayerPlan, base_index: int) -> PlanRow:
-    note = f"{plan.scores[base_index]:+.2f} nats".replace("-", "−") if plan.scores else ""
+    scores = plan.prune_scores
+    value = scores.values[base_index] if scores is not None else None
+    note = ""
+    if scores is not None and value is not None:
+        note = (f"{value:+.2f} nats" if scores.score == "removal" else f"{scores.score} {value:.3g}").replace("-", "−")
     return PlanRow(kind="pruned", index=None, base_index=base_index, trains=False, note=note)
 
 

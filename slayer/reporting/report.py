@@ -32,6 +32,8 @@ from slayer.reporting.document import (
     to_markdown,
 )
 from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure, save_figure
+from slayer.reporting.layer_report import choice_blocks, layer_blocks
+from slayer.reporting.layer_scores import read_layers
 from slayer.reporting.numbers import MISSING, count, duration, fixed, interval, percent, share, short, size
 from slayer.reporting.plan_rows import new_blocks_sentence, plan_rows
 from slayer.reporting.run_folder import HELDOUT, SOURCE_TOKENS, Record, RunFolder, read_run, source_names
@@ -59,15 +61,18 @@ def write_report(run_dir: Path) -> Path:
 
 def report_document(run: RunFolder) -> Document:
     """The report as data. Figures are saved on the way."""
-    scores = source_scores(run.results)
+    scores, layers = source_scores(run.results), read_layers(run.path)
     sections = [
-        ("What the model is made of", _plan_blocks(run)), ("Learnt and forgotten", _score_blocks(run, scores)),
-        ("Benchmarks", benchmark_blocks(run)), ("What moved in its predictions", shift_blocks(run)),
-        ("Samples, before and after", _sample_blocks(run)), ("Training", _training_blocks(run, scores)),
-        ("Text", _data_blocks(run)), ("Reproduce it", _reproduce_blocks(run)),
+        ("What the model is made of", _plan_blocks(run)), ("Which layers matter", layer_blocks(layers, run.path) if layers else []),
+        ("Learnt and forgotten", _score_blocks(run, scores)), ("Benchmarks", benchmark_blocks(run)),
+        ("What moved in its predictions", shift_blocks(run)), ("Samples, before and after", _sample_blocks(run)),
+        ("Training", _training_blocks(run, scores)), ("Text", _data_blocks(run)), ("Reproduce it", _reproduce_blocks(run)),
     ]  # fmt: skip
+    lead = _headline(run, scores)
+    if layers is not None and lead == [Paragraph(text=NO_SCORES)]:
+        lead = []  # a folder of layer scores says what it found in their section
     return Document(
-        kicker=f"slayer · {run.model_name}", title=run.name, lead=tuple(_headline(run, scores)),
+        kicker=f"slayer · {layers.model if layers else run.model_name}", title=run.name, lead=tuple(lead),
         sections=tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in sections if blocks),
     )  # fmt: skip
 
@@ -115,6 +120,7 @@ def _plan_blocks(run: RunFolder) -> list[Block]:
         checked = run.section("training").get("frozen_tensors_checked")
         hashes = f" The {count(checked)} frozen tensors were compared with the base's by hash: equal." if checked else ""
         blocks += [Paragraph(text=trained + hashes), Stack(rows=tuple(plan_rows(plan)), png="figures/plan.png")]
+        blocks += choice_blocks(run.section("choice"))
     sentences = proof_sentences(run.section("proof"))
     return [*blocks, Heading(text="Before training"), Bullets(items=tuple(sentences))] if sentences else blocks
 

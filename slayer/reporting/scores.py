@@ -105,8 +105,4 @@ def proof_sentences(proof: Mapping[str, Any]) -> list[str]:
         on = f" on {proof['sample_tokens']:,} tokens" if isinstance(proof.get("sample_tokens"), int) else ""
         sign = "+" if jump >= 0 else ""
         sentences.append(f"Loss before training: {losses} ({sign}{fixed(jump, 2)}){on}; training starts from there.")
-    cheaper = [entry for entry in proof.get("cheaper") or [] if isinstance(entry, dict) and entry.get("loss_jump") is not None]
-    if cheaper:
-        listed = ", ".join(f"{entry.get('layer')} (+{fixed(entry['loss_jump'], 2)})" for entry in cheaper[:4])
-        sentences.append(f"Base layers that cost less to remove, each by itself: {listed}; prune_by=removal finds them.")
     return sentences

@@ -6,17 +6,20 @@ with the same `after` stack in list order) and starts from base layer `source` a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slayer.config import ExpansionConfig
 from slayer.errors import Problem
 
 Placement = list[tuple[int, int]]
 
 
-def place(expansion: ExpansionConfig, n_base: int) -> Placement:
-    """The placement of a preset for a base of `n_base` layers; call `placement_problems` first.
+def place(expansion: ExpansionConfig, n_base: int, ranked: Sequence[int] = ()) -> Placement:
+    """The placement of a preset for a base of `n_base` layers; call `placement_problems` first. `ranked` are the base's layers, the least
+    important first, for the presets that ask for it.
 
     Sources: shallow_half is the S strategy (arXiv 2410.02330, txchen-USTC/Llama-Slayer), even is LLaMA Pro (2401.02415),
-    prefix_stack and suffix_stack its stacked ablations, solar is depth up-scaling (2312.15166).
+    prefix_stack and suffix_stack its stacked ablations, solar is depth up-scaling (2312.15166), least_important is ADEPT's rule (2510.10071).
     """
     every, count = expansion.every, expansion.count
     match expansion.strategy:
@@ -38,9 +41,17 @@ def place(expansion: ExpansionConfig, n_base: int) -> Placement:
         case "suffix_stack":
             blocks = count or max(n_base // 4, 1)
             return [(n_base - 1, n_base - blocks + index) for index in range(blocks)]
+        case "least_important" | "most_important":
+            ordered = list(ranked) if expansion.strategy == "least_important" else list(reversed(ranked))
+            return [(layer, layer) for layer in sorted(ordered[: scored_count(expansion, n_base)])]
         case "solar":
             dropped = (n_base - _solar_count(expansion, n_base)) // 2
             return [(n_base - dropped - 1, source) for source in range(dropped, n_base - dropped)]
+
+
+def scored_count(expansion: ExpansionConfig, n_base: int) -> int:
+    """New blocks of least_important and most_important."""
+    return expansion.count or max(n_base // 4, 1)
 
 
 def placement_problems(expansion: ExpansionConfig, n_base: int) -> list[Problem]:

@@ -38,6 +38,28 @@ class New:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerScores:
+    """The measurement that ordered the base's layers: one number per layer (None where it failed), on which text, drawn with which seed.
+
+    `cheapest_block` is the first layer of the block that prune_by=angular_distance removes: a block is measured as a whole.
+    """
+
+    score: str
+    values: tuple[float | None, ...]
+    high_is_important: bool
+    tokens: int
+    sample: str
+    seed: int
+    cheapest_block: int | None = None
+
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """Base layers that have a number, the least important first; of equal ones the lower."""
+        sign = 1 if self.high_is_important else -1
+        return tuple(layer for _, layer in sorted((sign * value, layer) for layer, value in enumerate(self.values) if value is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
     """The ordered layers of the expanded model, what was pruned, and which of them train."""
 
@@ -49,8 +71,10 @@ class LayerPlan:
     tail: Tail
     freeze: str
     trainable: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
-    """Score per base layer that chose what was pruned, if any: nats per token lost without it (prune_by=removal)."""
+    prune_scores: LayerScores | None = None
+    """What chose the pruned layers, where a score did."""
+    expansion_scores: LayerScores | None = None
+    """What chose the places of the new blocks, where a score did."""
 
     @property
     def n_layers(self) -> int:
@@ -103,9 +127,10 @@ class LayerPlan:
         for index, entry in enumerate(self.entries):
             kind = "keep" if isinstance(entry, Keep) else "new"
             entries.append({"index": index, "kind": kind, "trains": index in self.trainable, **asdict(entry)})
-        values = {
-            name: getattr(self, name) for name in ("n_base", "n_layers", "strategy", "pruned", "prune_by", "tail", "freeze", "trainable", "scores")
-        }
+        values = {name: getattr(self, name) for name in ("n_base", "n_layers", "strategy", "pruned", "prune_by", "tail", "freeze", "trainable")}
+        for name in ("prune_scores", "expansion_scores"):
+            scores = getattr(self, name)
+            values[name] = asdict(scores) if scores is not None else None
         return {**values, "entries": entries, "index_of_base": self.index_of_base}
 
     def save(self, path: Path) -> None:
@@ -127,14 +152,18 @@ def load_plan(path: Path) -> LayerPlan:
         return LayerPlan(
             n_base=values["n_base"], strategy=values["strategy"], entries=tuple(entries), pruned=tuple(values["pruned"]),
             prune_by=values["prune_by"], tail=values["tail"], freeze=values["freeze"], trainable=tuple(values["trainable"]),
-            scores=tuple(values["scores"]) if values["scores"] is not None else None,
+            prune_scores=_load_scores(values.get("prune_scores")), expansion_scores=_load_scores(values.get("expansion_scores")),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{path} is not a plan of this program ({error}); start a new run with run=NAME") from error
 
 
-def choose_pruned(n_base: int, prune: int, prune_by: str, prune_layers: Sequence[int], scores: Sequence[float] | None) -> tuple[int, ...]:
-    """The base layers to remove. `scores` (loss without each layer minus loss with it) decide prune_by=removal: cheapest first."""
+def _load_scores(values: dict[str, Any] | None) -> LayerScores | None:
+    return LayerScores(**{**values, "values": tuple(values["values"])}) if values is not None else None
+
+
+def choose_pruned(n_base: int, prune: int, prune_by: str, prune_layers: Sequence[int], scores: LayerScores | None) -> tuple[int, ...]:
+    """The base layers to remove: by place, or by `scores` the least important ones (of angular_distance the block that it found)."""
     if prune == 0:
         return ()
     match prune_by:
@@ -144,11 +173,11 @@ def choose_pruned(n_base: int, prune: int, prune_by: str, prune_layers: Sequence
             return tuple(range(n_base - 1 - prune, n_base - 1))
         case "explicit":
             return tuple(sorted(set(prune_layers)))
-        case "removal":
-            if scores is None or len(scores) != n_base:
-                raise PlanError(f"prune_by=removal needs one score for each of the {n_base} layers")
-            return tuple(sorted(sorted(range(n_base), key=lambda layer: (scores[layer], layer))[:prune]))
-    raise PlanError(f"unknown prune_by={prune_by}; type prune_by=last")
+    if scores is None or len(scores.values) != n_base or len(scores.ranked) < prune:
+        raise PlanError(f"prune_by={prune_by} needs a score for each of the {n_base} layers")
+    if scores.cheapest_block is not None:
+        return tuple(range(scores.cheapest_block, scores.cheapest_block + prune))
+    return tuple(sorted(scores.ranked[:prune]))
 
 
 def build_plan(
@@ -160,13 +189,17 @@ def build_plan(
     prune_by: str = "last",
     prune_layers: Sequence[int] = (),
     tail: str = "auto",
-    scores: Sequence[float] | None = None,
+    prune_scores: LayerScores | None = None,
+    expansion_scores: LayerScores | None = None,
 ) -> LayerPlan:
-    """Make the plan. Call `plan_problems` first: impossible requests are refused there, all at once."""
-    pruned = choose_pruned(n_base, prune, prune_by, prune_layers, scores)
+    """Make the plan. Call `plan_problems` first: impossible requests are refused there, all at once.
+
+    The scores are needed where a score is to choose: `prune_scores` by prune_by, `expansion_scores` by expansion=least_important.
+    """
+    pruned = choose_pruned(n_base, prune, prune_by, prune_layers, prune_scores)
     resolved: Tail = resolve_tail(tail, prune, prune_by)
     behind: dict[int, list[New]] = {}
-    for after, source in place(expansion, n_base):
+    for after, source in place(expansion, n_base, expansion_scores.ranked if expansion_scores is not None else ()):
         sources = (source, source + 1) if expansion.init in ("average", "slerp") and source + 1 < n_base else (source,)
         behind.setdefault(after, []).append(New(after=after, sources=sources, init=expansion.init, zero_outputs=expansion.zero_outputs))
     entries: list[Keep | New] = list(behind.get(-1, []))
@@ -179,7 +212,7 @@ def build_plan(
     trainable = _trainable(entries, freeze, resolved, last_kept)
     return LayerPlan(
         n_base=n_base, strategy=expansion.strategy, entries=tuple(entries), pruned=pruned, prune_by=prune_by, tail=resolved,
-        freeze=freeze.schedule, trainable=trainable, scores=tuple(scores) if scores is not None else None,
+        freeze=freeze.schedule, trainable=trainable, prune_scores=prune_scores, expansion_scores=expansion_scores,
     )  # fmt: skip
 
 

@@ -174,6 +174,7 @@ WAYS: dict[str, tuple[list[str], int]] = {
     "accumulated": (["engine.micro_batch_rows=1"], 9),
     "tensorboard": (["tracker=tensorboard"], 9),
     "removal": (["prune=1", "prune_by=removal"], 9),
+    "least-important": (["expansion=least_important", "expansion.score=block_influence", "prune=1", "prune_by=shapley_window"], 9),
     "no-replay": (["data.replay=0"], 9),
 }
 

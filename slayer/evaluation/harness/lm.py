@@ -109,17 +109,7 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
         """What `HFLM` has under this name: requests are (text, context tokens, continuation tokens)."""
         if not requests:
             return []
-        longest = self.max_length
-        for text, context, continuation in requests:
-            if not context or not 0 < len(continuation) <= longest:
-                shown = repr(text if text is None else text[1])[:80]
-                raise DataError(
-                    f"a question's answer has {len(continuation)} tokens, where 1 to {longest} can be scored: {shown}; leave out its task"
-                )
-        # The last token is never read: its log-likelihood comes from the one before.
-        tree = prefix_tree(
-            [(context + continuation)[-(longest + 1) : -1] for _, context, continuation in requests], [len(request[2]) for request in requests]
-        )
+        tree = prefix_tree(read_tokens(requests, self.max_length), [len(request[2]) for request in requests])
         counts = np.array([len(tail) for tail in tree.tails])
         nodes_M, targets_M = np.concatenate(tree.tails), np.concatenate([request[2] for request in requests]).astype(np.int64)
         last_nodes = np.sort([tail[-1] for tail in tree.tails])
@@ -233,6 +223,18 @@ class SharedPrefixLM(HFLM):  # type: ignore[misc]
         ]
         longest = max(part.shape[1] for part in parts)
         return torch.cat([F.pad(part, (0, longest - part.shape[1]), value=self.tokenizer.pad_token_id) for part in parts])
+
+
+def read_tokens(requests: Sequence[Request], longest: int) -> list[list[int]]:
+    """What a model of `longest` positions reads of each request: context and continuation but for the last token, cut from the left.
+
+    The last token is never read: its log-likelihood comes from the one before. DataError for a request without tokens to score.
+    """
+    for text, context, continuation in requests:
+        if not context or not 0 < len(continuation) <= longest:
+            shown = repr(text if text is None else text[1])[:80]
+            raise DataError(f"a question's answer has {len(continuation)} tokens, where 1 to {longest} can be scored: {shown}; leave out its task")
+    return [(context + continuation)[-(longest + 1) : -1] for _, context, continuation in requests]
 
 
 class PlainLM(HFLM):  # type: ignore[misc]

@@ -64,11 +64,7 @@ class Row:
 
 def prefix_tree(sequences: Sequence[Sequence[int]], tail_tokens: Sequence[int]) -> PrefixTree:
     """The tree of token sequences (at least one token each; equal ones share all their nodes). Independent of their order, but for `tails`."""
-    arrays = [np.asarray(sequence, dtype=">u4") for sequence in sequences]  # big-endian, so that bytes sort as tokens do
-    keys = [array.tobytes() for array in arrays]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    del keys
-    shared = [0] + [_shared_tokens(arrays[one], arrays[other]) for one, other in pairwise(order)]
+    arrays, order, shared = _sorted(sequences)
     n_nodes = sum(len(arrays[index]) - common for index, common in zip(order, shared, strict=True))
     tokens_N, depths_N, ends_N = (np.empty(n_nodes, np.int64) for _ in range(3))
     tails: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(arrays)
@@ -85,6 +81,34 @@ def prefix_tree(sequences: Sequence[Sequence[int]], tail_tokens: Sequence[int]) 
         at, path_tokens = stop, length
     ends_N[path_L[:path_tokens]] = at
     return PrefixTree(tokens_N=tokens_N, depths_N=depths_N, ends_N=ends_N, tails=tuple(tails))
+
+
+def groups_for_rows(sequences: Sequence[Sequence[int]], row_tokens: int) -> list[list[int]]:
+    """Sequences by number, in groups whose tree is one row each: neighbours in the order of the tree, while it has at most `row_tokens` nodes.
+
+    More, but no more than twice the row's first sequence, where a sequence shares more than it adds: what is long and shared, an example
+    prompt say, would else be computed again in the next row. A longer sequence that shares nothing is a row of its own.
+    """
+    arrays, order, shared = _sorted(sequences)
+    groups: list[list[int]] = []
+    n_nodes = first_tokens = 0
+    for index, common in zip(order, shared, strict=True):
+        added = len(arrays[index]) - common
+        if groups and (n_nodes + added <= row_tokens or (added < common and n_nodes + added <= 2 * first_tokens)):
+            groups[-1].append(index)
+            n_nodes += added
+        else:
+            groups.append([index])
+            n_nodes = first_tokens = len(arrays[index])
+    return groups
+
+
+def _sorted(sequences: Sequence[Sequence[int]]) -> tuple[list[NDArray[Any]], list[int], list[int]]:
+    """Sequences as arrays, their numbers in the order of the tree, and in that order how many tokens each shares with the one before."""
+    arrays = [np.asarray(sequence, dtype=">u4") for sequence in sequences]  # big-endian, so that bytes sort as tokens do
+    keys = [array.tobytes() for array in arrays]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return arrays, order, [0] + [_shared_tokens(arrays[one], arrays[other]) for one, other in pairwise(order)]
 
 
 def _shared_tokens(one_L: NDArray[Any], other_L: NDArray[Any]) -> int:

@@ -49,17 +49,30 @@ def run_row(
         "past_key_values": cache,
         "use_cache": True,
     }
-    scores, greedy = [np.empty(0)], [np.empty(0, bool)]
-    part = max(1, HEAD_LOGITS // model.config.get_text_config().vocab_size)
     with torch.no_grad():
-        log_scores_of = _decode(model, inputs, keep_N, dola)
-        for at in range(0, len(places_N), part):
-            begin, end = np.searchsorted(place_M, [at, at + part])
-            log_scores_NV = log_scores_of(at, at + part)
-            index_M, wanted_M = _to(model, place_M[begin:end] - at), target_M[begin:end]
-            scores.append(log_scores_NV[index_M, wanted_M].double().cpu().numpy())
-            greedy.append((log_scores_NV.argmax(dim=-1)[index_M] == wanted_M).cpu().numpy())
-    return np.concatenate(scores), np.concatenate(greedy), cache
+        scores, greedy = token_scores(_decode(model, inputs, keep_N, dola), place_M, target_M, model.config.get_text_config().vocab_size)
+    return scores, greedy, cache
+
+
+def token_scores(
+    log_scores_of: Callable[[int, int], Tensor], place_M: NDArray[np.int64], target_M: Tensor, vocabulary: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Log-score in nats of each token of `target_M` at its place (numbers from 0, rising, none left out), and whether it is the likeliest there.
+
+    `log_scores_of(start, stop)` gives log-scores [stop - start, V] of some places; it is asked for at most HEAD_LOGITS numbers at a time.
+    """
+    import torch
+
+    scores, greedy = [np.empty(0)], [np.empty(0, bool)]
+    part = max(1, HEAD_LOGITS // vocabulary)
+    n_places = int(place_M[-1]) + 1 if len(place_M) else 0
+    for at in range(0, n_places, part):
+        begin, end = np.searchsorted(place_M, [at, at + part])
+        log_scores_NV, wanted_M = log_scores_of(at, at + part), target_M[begin:end]
+        index_M = torch.from_numpy(place_M[begin:end] - at).to(wanted_M.device)
+        scores.append(log_scores_NV[index_M, wanted_M].double().cpu().numpy())
+        greedy.append((log_scores_NV.argmax(dim=-1)[index_M] == wanted_M).cpu().numpy())
+    return np.concatenate(scores), np.concatenate(greedy)
 
 
 def carry(cache: Any, places_K: NDArray[np.int64]) -> Carried:
@@ -73,7 +86,10 @@ def carry(cache: Any, places_K: NDArray[np.int64]) -> Carried:
 
 
 def attention_masks(model: Any, tree: PrefixTree, row: Row) -> Any:
-    """Additive masks [1, 1, T, S] in the model's dtype, in the form its forward pass takes (see slayer.forward.attention_masks)."""
+    """Additive masks [1, 1, T, S] in the model's dtype, in the form its forward pass takes (see slayer.forward.attention_masks).
+
+    Of the model only `config`, `device` and `dtype` are used.
+    """
     config, nodes_S, n_carried = model.config, row.nodes_S, len(row.carried_K)
     index_S, depth_S = _to(model, nodes_S), _to(model, tree.depths_N[nodes_S])
     full_TS = sees_TS(index_S[n_carried:], index_S, _to(model, tree.ends_N[nodes_S]))
@@ -84,6 +100,13 @@ def attention_masks(model: Any, tree: PrefixTree, row: Row) -> Any:
     return {"full_attention": _additive(full_TS, model.dtype), "sliding_attention": _additive(sliding_TS, model.dtype)}
 
 
+def log_softmax(logits_NV: Tensor) -> Tensor:
+    """Log-probabilities [N, V] of logits, in fp32 at least."""
+    import torch
+
+    return torch.log_softmax(logits_NV, dim=-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+
+
 def _decode(model: Any, inputs: dict[str, Any], keep_N: Tensor, dola: Dola | None) -> Callable[[int, int], Tensor]:
     """Runs the decoder; what comes back gives log-scores [stop - start, V] of a part of the kept places."""
     if dola is not None:
@@ -91,10 +114,10 @@ def _decode(model: Any, inputs: dict[str, Any], keep_N: Tensor, dola: Dola | Non
         return lambda start, stop: dola.scores_NV(hidden_states, keep_N[start:stop], model.get_output_embeddings())
     if model.config.model_type in FAMILIES:
         kept_ND = model.base_model(**inputs).last_hidden_state[0, keep_N]
-        return lambda start, stop: _log_softmax(model.get_output_embeddings()(kept_ND[start:stop]))
+        return lambda start, stop: log_softmax(model.get_output_embeddings()(kept_ND[start:stop]))
     # An unknown family may scale or cap its logits, so its own forward pass makes them.
     logits_NV = model(**inputs, logits_to_keep=keep_N).logits[0]
-    return lambda start, stop: _log_softmax(logits_NV[start:stop])
+    return lambda start, stop: log_softmax(logits_NV[start:stop])
 
 
 def _additive(sees_TS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,13 +125,6 @@ def _additive(sees_TS: Tensor, dtype: torch.dtype) -> Tensor:
     import torch
 
     return torch.zeros(sees_TS.shape, dtype=dtype, device=sees_TS.device).masked_fill_(~sees_TS, torch.finfo(dtype).min)[None, None]
-
-
-def _log_softmax(logits_NV: Tensor) -> Tensor:
-    """In fp32 at least."""
-    import torch
-
-    return torch.log_softmax(logits_NV, dim=-1, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
 
 
 def _to(model: Any, array: NDArray[Any]) -> Tensor:

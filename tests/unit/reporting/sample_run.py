@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from slayer.config import (
     TrainConfig,
     save_config,
 )
-from slayer.surgery.plan import LayerPlan, build_plan
+from slayer.surgery.plan import LayerPlan, LayerScores, build_plan
 
-SCORES = tuple(1.0 + (0.5 * abs(layer - 16.5)) ** 1.3 for layer in range(30))
+
+def removal_scores(values: Sequence[float]) -> LayerScores:
+    return LayerScores(score="removal", values=tuple(values), high_is_important=True, tokens=4096, sample="abc", seed=0)
+
+
+SCORES = removal_scores([1.0 + (0.5 * abs(layer - 16.5)) ** 1.3 for layer in range(30)])
 
 
 def sample_plan(**changes: Any) -> LayerPlan:
-    options: dict[str, Any] = {"prune": 2, "prune_by": "removal", "scores": SCORES, **changes}
+    options: dict[str, Any] = {"prune": 2, "prune_by": "removal", "prune_scores": SCORES, **changes}
     n_base = options.pop("n_base", 30)
     expansion = options.pop("expansion", ExpansionConfig(strategy="shallow_half"))
     freeze = options.pop("freeze", FreezeConfig(schedule="originals"))
@@ -80,7 +86,6 @@ def sample_results(name: str = "shallow_half-prune_2", domain: float = -21.3, re
         },
         "proof": {
             "identity_max_difference": 0.0, "base_loss": 2.79, "start_loss": 3.02, "loss_jump": 0.23, "sample_tokens": 2048,
-            "cheaper": [{"layer": 17, "loss_jump": 0.10}, {"layer": 16, "loss_jump": 0.14}],
         },
         "training": {
             "steps": 40, "tokens": 81_920, "seconds": 170.0, "tokens_per_second": 480.0, "trained_parameters": 24_780_000,

@@ -46,7 +46,7 @@ def test_a_plan_shows_each_layer_once_with_its_fate():
 
 @pytest.mark.parametrize("n_base", [32, 48, 80])
 def test_a_long_plan_is_folded_but_hides_no_change(n_base):
-    plan = sample_plan(n_base=n_base, prune_by="last", scores=None)
+    plan = sample_plan(n_base=n_base, prune_by="last", prune_scores=None)
     text = printed(print_plan, plan, block_parameters=1_000_000, other_parameters=1)
     assert text.count("NEW") == len(plan.new_indices) and "kept ×" in text
     assert len(text.splitlines()) <= max(MOST_ROWS, 2 * len(plan.new_indices) + 4) + 12
@@ -94,7 +94,7 @@ def test_commands_are_never_wrapped(tmp_path):
 
 def test_the_proof_says_zero_exactly():
     text = " ".join(printed(print_proof, sample_results()["proof"]).split())
-    assert "0 exactly" in text and "2.79 → 3.02 nats per token (+0.23)" in text and "17 (+0.10)" in text
+    assert "0 exactly" in text and "2.79 → 3.02 nats per token (+0.23)" in text
     assert printed(print_proof, {}) == ""
 
 

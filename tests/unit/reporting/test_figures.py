@@ -36,7 +36,7 @@ POINTS = [
 
 FIGURES = {
     "plan": lambda: plan_figure(sample_plan()),
-    "long_plan": lambda: plan_figure(sample_plan(n_base=80, prune_by="last", scores=None)),
+    "long_plan": lambda: plan_figure(sample_plan(n_base=80, prune_by="last", prune_scores=None)),
     "loss": lambda: loss_figure(TRAINING, {"wikipedia_fr": "domain", "wikipedia_en": "replay"}),
     "loss_unsplit": lambda: loss_figure(tuple({"step": step, "loss": math.nan if step == 2 else 2.0} for step in range(4)), {}),
     "heldout": lambda: heldout_figure(HELDOUT, SCORES),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_run import sample_plan
+from sample_run import removal_scores, sample_plan
 
 from slayer.config import ExpansionConfig
 from slayer.reporting.plan_rows import collapse, plan_rows, plan_totals
 
 plans = st.builds(
     lambda n_base, strategy, prune, prune_by: sample_plan(
-        n_base=n_base, expansion=ExpansionConfig(strategy=strategy), prune=prune, prune_by=prune_by, scores=tuple(range(n_base))
+        n_base=n_base, expansion=ExpansionConfig(strategy=strategy), prune=prune, prune_by=prune_by, prune_scores=removal_scores(range(n_base))
     ),
     st.integers(4, 80),
     st.sampled_from(["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack"]),
@@ -44,5 +44,5 @@ def test_totals_count_the_parameters_that_train():
 
 
 def test_an_averaged_tail_names_its_layers():
-    tail = next(row for row in plan_rows(sample_plan(prune_by="last", scores=None)) if row.kind == "tail")
+    tail = next(row for row in plan_rows(sample_plan(prune_by="last", prune_scores=None)) if row.kind == "tail")
     assert (tail.base_index, tail.trains, tail.note) == (27, True, "mean of 27, 28 and 29")

@@ -35,7 +35,7 @@ def test_the_report_tells_the_whole_story_in_both_forms(run_dir):
         plain = " ".join(text.split())
         for piece in (
             "it needs 21.3 % fewer bits per byte (95 % interval 20.5 to 22.2 %)", "No change detected on unseen wikipedia_en text",
-            "30 base layers − 2 pruned + 7 new blocks", "Max logit difference to the base after insertion: 0 exactly", "17 (+0.10)",
+            "30 base layers − 2 pruned + 7 new blocks", "Max logit difference to the base after insertion: 0 exactly",
             "24.8 M of 152 M", "La Loire est un fleuve", "prend sa source en Ardèche", "610,000", "learning_rate: 0.001",
             "python train.py expansion=shallow_half prune=2 run=shallow_half-prune_2",
         ):  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from slayer.config import ExpansionConfig, FreezeConfig
 from slayer.errors import PlanError
 from slayer.surgery.placement import placement_problems
-from slayer.surgery.plan import Keep, LayerPlan, New, build_plan, choose_pruned, load_plan, plan_problems, resolve_tail
+from slayer.surgery.plan import Keep, LayerPlan, LayerScores, New, build_plan, choose_pruned, load_plan, plan_problems, resolve_tail
 
 
 def expansion(strategy: str = "shallow_half", **keys: Any) -> ExpansionConfig:
@@ -35,20 +36,29 @@ def picture(plan: LayerPlan) -> str:
     return " ".join(words)
 
 
+def measured(values: Sequence[float | None], score: str = "removal", high_is_important: bool = True, block: int | None = None) -> LayerScores:
+    return LayerScores(
+        score=score, values=tuple(values), high_is_important=high_is_important, tokens=4096, sample="abc", seed=0, cheapest_block=block
+    )  # fmt: skip
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> LayerPlan:
     n_base = draw(st.integers(2, 40))
-    strategy = draw(st.sampled_from(["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit"]))
+    rules = ["none", "shallow_half", "even", "deep_half", "prefix_stack", "suffix_stack", "solar", "explicit"]
+    strategy = draw(st.sampled_from([*rules, "least_important", "most_important"]))
     after = draw(st.lists(st.integers(-1, n_base - 1), min_size=1, max_size=6)) if strategy == "explicit" else None
     chosen = expansion(strategy, after=after, init=draw(st.sampled_from(["average", "copy", "slerp", "random"])), zero_outputs=draw(st.booleans()))
     assume(not placement_problems(chosen, n_base))
     prune = draw(st.integers(0, min(4, n_base - 1)))
     prune_by = draw(st.sampled_from(["last", "last_but_final", "explicit", "removal"]))
     layers = draw(st.lists(st.integers(0, n_base - 1), min_size=prune, max_size=prune, unique=True))
-    scores = draw(st.lists(st.floats(-1, 9), min_size=n_base, max_size=n_base)) if prune_by == "removal" else None
+    numbers = st.lists(st.floats(-1, 9), min_size=n_base, max_size=n_base).map(measured)
+    by_score = strategy in ("least_important", "most_important")
+    scores = {"prune_scores": draw(numbers) if prune_by == "removal" else None, "expansion_scores": draw(numbers) if by_score else None}
     schedule = draw(st.sampled_from([freeze(), freeze("none"), freeze("existing_layers", 0, n_base - 1)]))
     tail = draw(st.sampled_from(["auto", "average", "train", "frozen"]))
-    return build_plan(n_base, chosen, schedule, prune=prune, prune_by=prune_by, prune_layers=layers, tail=tail, scores=scores)
+    return build_plan(n_base, chosen, schedule, prune=prune, prune_by=prune_by, prune_layers=layers, tail=tail, **scores)
 
 
 @given(plan=plans())
@@ -137,9 +147,9 @@ def test_which_layers_go() -> None:
     assert choose_pruned(8, 2, "last_but_final", (), None) == (5, 6)
     assert choose_pruned(8, 7, "last_but_final", (), None) == (0, 1, 2, 3, 4, 5, 6)
     assert choose_pruned(8, 3, "explicit", (5, 1, 3), None) == (1, 3, 5)
-    assert choose_pruned(5, 2, "removal", (), (9.0, 0.2, 0.1, 0.3, 4.0)) == (1, 2)
-    assert choose_pruned(4, 2, "removal", (), (1.0, 1.0, 1.0, 1.0)) == (0, 1), "ties go to the lower layer, always the same one"
-    for scores in (None, (1.0, 2.0)):
+    assert choose_pruned(5, 2, "removal", (), measured((9.0, 0.2, 0.1, 0.3, 4.0))) == (1, 2)
+    assert choose_pruned(4, 2, "removal", (), measured((1.0, 1.0, 1.0, 1.0))) == (0, 1), "ties go to the lower layer, always the same one"
+    for scores in (None, measured((1.0, 2.0))):
         with pytest.raises(PlanError, match="each of the 4 layers"):
             choose_pruned(4, 1, "removal", (), scores)
     with pytest.raises(PlanError, match="prune_by=nonsense"):
@@ -149,9 +159,27 @@ def test_which_layers_go() -> None:
 @given(scores=st.lists(st.floats(-5, 5), min_size=2, max_size=30), data=st.data())
 def test_removal_prunes_the_cheapest(scores: list[float], data: st.DataObject) -> None:
     prune = data.draw(st.integers(1, len(scores) - 1))
-    gone = choose_pruned(len(scores), prune, "removal", (), scores)
+    gone = choose_pruned(len(scores), prune, "removal", (), measured(scores))
     assert len(gone) == prune
     assert max(scores[layer] for layer in gone) <= min(score for layer, score in enumerate(scores) if layer not in gone)
+
+
+def test_scores_choose_by_their_direction_and_blocks_whole() -> None:
+    falling = (None, 0.1, 0.4, 0.2, 0.9)
+    assert measured(falling).ranked == (1, 3, 2, 4), "a layer without a number is never chosen"
+    assert measured(falling, "norm", high_is_important=False).ranked == (4, 2, 3, 1)
+    assert choose_pruned(5, 2, "block_influence", (), measured(falling, "block_influence")) == (1, 3)
+    assert choose_pruned(5, 3, "norm", (), measured(falling, "norm", high_is_important=False)) == (2, 3, 4)
+    assert choose_pruned(5, 2, "angular_distance", (), measured(falling, "angular_distance", block=2)) == (2, 3)
+
+
+def test_blocks_stand_behind_what_matters_least_or_most() -> None:
+    scores = measured((5.0, 1.0, 0.1, 0.3, 0.2, 0.9, 2.0, 7.0))
+    assert picture(build_plan(8, expansion("least_important", init="copy"), freeze(), expansion_scores=scores)) == "0 1 2 +2(2) 3 4 +4(4) 5 6 7"
+    most = expansion("most_important", init="copy", count=3)
+    assert picture(build_plan(8, most, freeze(), expansion_scores=scores)) == "0 +0(0) 1 2 3 4 5 6 +6(6) 7 +7(7)"
+    both = build_plan(8, most, freeze(), prune=2, prune_by="removal", prune_scores=scores, expansion_scores=scores)
+    assert both.pruned == (2, 4) and both.prune_scores == both.expansion_scores == scores
 
 
 def test_what_auto_makes_of_the_tail() -> None:
@@ -166,7 +194,7 @@ def test_what_trains() -> None:
     assert build_plan(8, expansion(), freeze()).trainable == (2, 5)
     assert build_plan(8, expansion(), freeze(), tail="train").trainable == (2, 5, 9)
     assert build_plan(8, expansion(), freeze(), prune=2, tail="frozen").trainable == (2, 5)
-    assert build_plan(8, expansion(), freeze(), prune=2, prune_by="removal", scores=[*range(8)], tail="train").trainable == (0, 3, 7)
+    assert build_plan(8, expansion(), freeze(), prune=2, prune_by="removal", prune_scores=measured(range(8)), tail="train").trainable == (0, 3, 7)
     everything = build_plan(8, expansion(), freeze("none"), prune=2)
     assert everything.trainable == tuple(range(8)) and everything.trains_everything
     some = build_plan(8, expansion(), freeze("existing_layers", 1, 5), prune=1)
