@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from test_evaluate import composed
 
 from slayer.errors import ConfigError
 from slayer.importance.catalogue import CATALOGUE, ONE_PASS
+from slayer.importance.removal import window_removal_coalitions
 from slayer.importance.table import load_table
+from slayer.importance.walk import planned_forwards
 from slayer.launching.evaluation import run_evaluation
 from slayer.surgery.plan import load_plan
 
@@ -99,3 +104,34 @@ def test_a_score_places_the_new_blocks_and_prunes(run_here: Callable[..., RunFol
     assert choice["pruned"] == list(plan.pruned) and {other["by"] for other in choice["alternatives"]} <= {"removal", "last", "block_influence"}
     assert choice["jump"] == found.results["proof"]["loss_jump"]
     assert set(CATALOGUE) >= {choice["score"]}
+
+
+def test_a_kill_in_the_middle_costs_no_number(workspace: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """SIGKILL as soon as some readings are written: the same command goes on from them, and ends where an undisturbed one does."""
+    from slayer.config import RandomModelConfig
+    from slayer.data.random_model import tiny_model
+
+    folder = tiny_model(RandomModelConfig(layers=10))
+    words = [
+        "evaluate.py", "analysis=layers", f"checkpoint={folder}", "scores=[window_removal,block_influence]", "micro_batch_rows=2",
+        "precision=fp32", *text_overrides(workspace / "text"), "analysis.sources=[domain]", "analysis.sample_tokens=1500",
+    ]  # fmt: skip
+    planned = planned_forwards(window_removal_coalitions(10))
+    process = start([*words, f"output={tmp_path / 'killed'}"])
+    store = workspace / "cache" / "importance" / "values"
+    before = set(store.glob("*.jsonl"))
+    lines = 0
+    while process.poll() is None and lines < 250:
+        lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in set(store.glob("*.jsonl")) - before)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "killed" / "layers.json").exists()
+    run_evaluation(composed([*words[1:], f"output={tmp_path / 'killed'}"]))
+    went_on = load_table(tmp_path / "killed")
+    assert went_on.facts["forwards"]["domain"]["run"] < 0.9 * planned
+    for file in store.glob("*.jsonl"):
+        file.unlink()
+    run_evaluation(composed([*words[1:], f"output={tmp_path / 'whole'}"]))
+    undisturbed = load_table(tmp_path / "whole")
+    assert undisturbed.facts["forwards"]["domain"]["run"] == planned
+    assert went_on.measurements == undisturbed.measurements

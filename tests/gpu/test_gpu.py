@@ -117,3 +117,23 @@ def test_benchmark_scores_are_the_harness_own(tiny_folder: Callable[..., Path]) 
     for batch_tokens in (None, 64):
         found = SharedPrefixLM(model, tokenizer, batch_tokens=batch_tokens).loglikelihood(requests)
         assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-2)
+
+
+def test_layers_are_measured_on_the_gpu_as_on_a_cpu(make_model: Callable[..., Path], pack: Any, random_documents: Any) -> None:
+    """In fp32, in memory and read layer by layer, with states of several coalitions in one batch."""
+    from slayer.importance.decoder import open_decoder
+    from slayer.importance.one_pass import measure_pass
+    from slayer.importance.removal import window_removal_coalitions
+    from slayer.importance.text_value import TextValue
+    from slayer.importance.walk import run_coalitions
+
+    rows = pack([[document] for document in random_documents([16] * 10)], 16)
+    found = []
+    for device, streamed in (("cpu", False), ("cuda", False), ("cuda", True)):
+        decoder = open_decoder(make_model("qwen3", layers=6), "fp32", device, streamed=streamed)
+        values, _ = run_coalitions(decoder, TextValue(decoder, rows, source="text", micro_batch_rows=5), window_removal_coalitions(6))
+        passed = measure_pass(decoder, rows, ["block_influence", "angular_distance", "dola_divergence"], source="text", micro_batch_rows=5)
+        found.append(
+            [*(gain for one in sorted(values.gains) for gain in values.gains[one].tolist()), *(value for one in passed for value in one.values)]
+        )
+    assert found[1] == pytest.approx(found[0], abs=1e-3) and found[2] == pytest.approx(found[0], abs=1e-3)
