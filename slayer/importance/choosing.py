@@ -89,7 +89,8 @@ def compared_choice(chooser: Chooser, plan: LayerPlan, jump: float) -> dict[str,
     by_removal = known[0] if known else chooser.scores("removal", n_pruned)
     ways = {"removal": by_removal.ranked[:n_pruned], "last": tuple(range(n_layers - n_pruned, n_layers))}
     if n_pruned:
-        ways["block_influence"] = chooser.scores("block_influence", n_pruned).ranked[:n_pruned]
+        influence = chooser.analysis.measure(["block_influence"], [chooser.first])[0].values
+        ways["block_influence"] = tuple(sorted(range(n_layers), key=lambda layer: (influence[layer], layer))[:n_pruned])
     others = {by: sorted(layers) for by, layers in ways.items() if n_pruned and set(layers) != set(plan.pruned) and by != plan.prune_by}
     jumps = chooser.jumps(list(others.values()))
     importance = {layer: place for place, layer in enumerate(reversed(by_removal.ranked), 1)}

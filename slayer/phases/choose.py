@@ -16,6 +16,23 @@ from slayer.surgery.plan import LayerScores
 BY_PLACE = ("last", "last_but_final", "explicit")
 
 
+def plan_scores(run: Run) -> tuple[LayerScores | None, LayerScores | None]:
+    """What chooses the pruned layers, and what the places of the new blocks; None where a rule does."""
+    config, prune_scores, expansion_scores = run.config, None, None
+    prunes = config.prune > 0 and config.prune_by not in BY_PLACE
+    expands = config.expansion.strategy in ("least_important", "most_important")
+    if not prunes and not expands:
+        return None, None
+    with progress_bar("layers", run.console) as on_progress:
+        base = plan_chooser(run, on_progress)
+        if prunes:
+            prune_scores = base.scores(config.prune_by, config.prune)
+        if expands:
+            count = scored_count(config.expansion, read_model_config(run.base)["num_hidden_layers"])
+            expansion_scores = base.scores(config.expansion.score or "removal", count, most=config.expansion.strategy == "most_important")
+    return prune_scores, expansion_scores
+
+
 def plan_chooser(run: Run, on_progress: Callable[[str, int, int], None] | None) -> Chooser:
     """The base, ready to be measured on the first rows of the training mixture: what is measured must serve domain and replay alike."""
     tokens, config = run.config.score_tokens, run.config
@@ -25,22 +42,3 @@ def plan_chooser(run: Run, on_progress: Callable[[str, int, int], None] | None) 
     )  # fmt: skip
     first = tokens // FIRST_LOOK_SHARE
     return chooser(analysis, run.sample_rows(first), run.sample_rows(tokens - first, skip_tokens=first), run.sample_rows(tokens))
-
-
-def prune_scores(run: Run) -> LayerScores | None:
-    """What chooses the pruned layers; None where their place does, or none is pruned."""
-    if run.config.prune == 0 or run.config.prune_by in BY_PLACE:
-        return None
-    with progress_bar("layers", run.console) as on_progress:
-        return plan_chooser(run, on_progress).scores(run.config.prune_by, run.config.prune)
-
-
-def expansion_scores(run: Run) -> LayerScores | None:
-    """What chooses the places of the new blocks; None where a rule does."""
-    expansion = run.config.expansion
-    if expansion.strategy not in ("least_important", "most_important"):
-        return None
-    n_base: int = read_model_config(run.base)["num_hidden_layers"]
-    with progress_bar("layers", run.console) as on_progress:
-        found = plan_chooser(run, on_progress)
-        return found.scores(expansion.score or "removal", scored_count(expansion, n_base), most=expansion.strategy == "most_important")

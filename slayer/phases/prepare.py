@@ -10,7 +10,7 @@ from slayer.errors import CheckpointError, ConfigError
 from slayer.evaluation.forgetting import compare
 from slayer.forward import load_model
 from slayer.importance.choosing import compared_choice
-from slayer.phases.choose import expansion_scores, plan_chooser, prune_scores
+from slayer.phases.choose import plan_chooser, plan_scores
 from slayer.phases.run import Run
 from slayer.phases.text import TEXT_IDENTITY, require_same_text
 from slayer.reporting.console import print_finished, print_plan, print_proof
@@ -69,9 +69,10 @@ def make_plan(run: Run) -> None:
     problems = plan_problems(n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers)
     if problems:  # found before by the composer, except for hub models, which are only here now
         raise ConfigError(problems)
+    prune_scores, expansion_scores = plan_scores(run)
     run.plan = build_plan(
         n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers,
-        tail=config.tail, prune_scores=prune_scores(run), expansion_scores=expansion_scores(run),
+        tail=config.tail, prune_scores=prune_scores, expansion_scores=expansion_scores,
     )  # fmt: skip
     trainable_names(run.plan, [f"model.layers.{index}.any" for index in range(run.plan.n_layers)])
     run.plan.save(path)

@@ -106,7 +106,7 @@ def test_the_table_of_choices_is_complete() -> None:
     rows = {
         group: {choice.split(" ")[0] for choice in choices.split(", ")} for group, choices in re.findall(r"^\| `(\w+)=` \| ([^|]+) \|$", PROSE, re.M)
     }
-    assert set(rows) == {"expansion", "freeze", "engine", "suite", "decoding", "tracker", "experiment"}
+    assert set(rows) == {"expansion", "freeze", "engine", "suite", "decoding", "analysis", "tracker", "experiment"}
     for group, choices in rows.items():
         assert choices == set(groups()[group]), group
 
