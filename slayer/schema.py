@@ -90,15 +90,15 @@ def example_for(field: FieldInfo, value: object = None) -> object:
 
 
 def _meant(value: object, least: float, most: float) -> list[object]:
-    """Readings of a wrong value, likeliest first: 1e3 as 1000, "[1" as 1, 3 as [3], 7 as the bound that it oversteps."""
+    """Readings of a wrong value, likeliest first: 1e3 as 1000, "[1" as 1, 3 as [3], removal as [removal], 7 as the bound that it oversteps."""
     if isinstance(value, str):
         text = value.strip("[](){}'\" _")
-        value = float(text) if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", text) else value
+        value = float(text) if re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", text) else [text]
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         overstepped = [least] if value < least else [most] if value > most else []
         return [round(value), value, [round(value)], *overstepped, bool(value)]
     if isinstance(value, list):
-        return [[item for item in value if isinstance(item, int) and not isinstance(item, bool)], *value[:1]]
+        return [value, [item for item in value if isinstance(item, int) and not isinstance(item, bool)], *value[:1]]
     return []
 
 

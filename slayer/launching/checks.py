@@ -130,7 +130,13 @@ def _check_decoding(good: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-NOT_OF_LAYERS = ("sequence", "factors", "heldout", "tracker", "decoding", "confirm_run_unsafe_code", "backend", "batch_tokens")
+def reads_text(score: str, value: str) -> bool:
+    """True where a score is measured on a text."""
+    needs = CATALOGUE[score].needs
+    return needs in ("pass", "gradients", "update") or (needs == "values" and value == "loss")
+
+
+NOT_OF_LAYERS = ("sequence", "factors", "heldout", "shift_tokens", "tracker", "decoding", "confirm_run_unsafe_code", "backend", "batch_tokens")
 """Keys of scoring that measuring layers does not read."""
 
 
@@ -159,7 +165,10 @@ def _check_analysis(good: Mapping[str, Any]) -> list[Problem]:
         meant = list(dict.fromkeys(near[unknown.index(score)] if score in unknown else score for score in scores))
         why = f"there is no score {', '.join(unknown)}; there are {', '.join(CATALOGUE)}, and all"
         return [*problems, Problem(key="scores", value=scores, why=why, fix=as_override("scores", meant))]
-    return problems + _check_values(good, analysis, asked_scores(scores)) + _check_idle(analysis, asked_scores(scores))
+    if good.get("base") and "learned_mask" not in asked_scores(scores):
+        why = "is what a model was trained from, and only learned_mask asks for it"
+        problems.append(Problem(key="base", value=good["base"], why=why, fix="scores=[learned_mask], or leave out base"))
+    return problems + _check_values(good, analysis, asked_scores(scores)) + _check_idle(good, analysis, asked_scores(scores))
 
 
 def _check_values(good: Mapping[str, Any], analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
@@ -181,15 +190,26 @@ def _check_values(good: Mapping[str, Any], analysis: AnalysisConfig, scores: Seq
     return []
 
 
-def _check_idle(analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
-    """Settings of scores that are not asked for."""
+def _check_idle(good: Mapping[str, Any], analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
+    """Settings of scores that are not asked for, and text where none is read."""
     typed = analysis.model_dump(exclude_defaults=True)
     readers = {name: score for score, names in READS.items() for name in (*names, *(["probe_set", "probe_path"] if score == "probe" else []))}
     idle = {f"analysis.{name}": (value, readers[name]) for name, value in typed.items() if name in readers and readers[name] not in scores}
-    return [
+    return _idle_text(good, analysis, scores) + [
         Problem(key=key, value=value, why=f"is only read by {score}, which is not asked for", fix=f"scores=[{score}], or leave out {key}")
         for key, (value, score) in idle.items()
     ]
+
+
+def _idle_text(good: Mapping[str, Any], analysis: AnalysisConfig, scores: Sequence[str]) -> list[Problem]:
+    if any(reads_text(score, analysis.value) for score in scores):
+        return []
+    typed, suite = analysis.model_dump(exclude_defaults=True), good.get("suite")
+    about_text = {f"analysis.{name}": typed[name] for name in ("sources", "sample_tokens") if name in typed}
+    if good.get("data") and not (suite and suite.of_the_text):
+        about_text["data"] = good["data"].name
+    why, fix = "is about text, and no score that is asked for reads any", "scores=[block_influence], or leave out "
+    return [Problem(key=key, value=value, why=why, fix=fix + key) for key, value in about_text.items()]
 
 
 def _shown(value: Any) -> Any:

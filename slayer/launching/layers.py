@@ -17,7 +17,7 @@ from slayer.errors import ConfigError, Problem
 from slayer.importance.analysis import LayerAnalysis, MakeValue
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.sample import Sample, heldout_samples
-from slayer.launching.checks import asked_scores, suite_of
+from slayer.launching.checks import asked_scores, reads_text, suite_of
 from slayer.launching.commandline import CONF
 from slayer.launching.subjects import Named, base_of, find_subject, output_folder
 from slayer.models import load_tokenizer
@@ -44,17 +44,15 @@ def run_layers(config: EvaluationConfig, console: Console) -> dict[str, Any]:
         start = _start(subject, config.base, Path(scratch))
         if start is None and "all" in config.scores:
             scores.remove("learned_mask")
-        with progress_bar("layers", console) as on_progress:
-            engine = subject.run.engine if subject.run is not None else None
-            analysis = LayerAnalysis(
-                subject.folder, subject.plan, config.analysis, precision=config.precision or (engine.precision if engine else "bf16"), device=device,
-                micro_batch_rows=config.micro_batch_rows or (engine.micro_batch_rows if engine else 4), seed=config.seed, start=start,
-                on_progress=on_progress,
-            )  # fmt: skip
-            if analysis.streamed and "all" in config.scores:
-                scores = [score for score in scores if CATALOGUE[score].needs not in ("gradients", "update")]
-            samples = _samples(config, subject, scores, console)
-            suites = _suites(config, subject, scores)
+        engine = subject.run.engine if subject.run is not None else None
+        analysis = LayerAnalysis(
+            subject.folder, subject.plan, config.analysis, precision=config.precision or (engine.precision if engine else "bf16"), device=device,
+            micro_batch_rows=config.micro_batch_rows or (engine.micro_batch_rows if engine else 4), seed=config.seed, start=start,
+        )  # fmt: skip
+        if analysis.streamed and "all" in config.scores:
+            scores = [score for score in scores if CATALOGUE[score].needs not in ("gradients", "update")]
+        samples, suites = _samples(config, subject, scores, console), _suites(config, subject)
+        with progress_bar("layers", console) as analysis.on_progress:
             measured = analysis.measure(scores, samples, suites=suites)
         sources: dict[str, Any] = {sample.source: sample.facts for sample in samples}
         sources |= {name: {"kind": "suite"} for name in suites or {}}
@@ -72,8 +70,7 @@ def run_layers(config: EvaluationConfig, console: Console) -> dict[str, Any]:
 
 def _samples(config: EvaluationConfig, subject: Named, scores: list[str], console: Console) -> list[Sample]:
     """Held-out text of the run, of data=…, or of the default; none where no score reads a text."""
-    read_text = [score for score in scores if CATALOGUE[score].needs in ("pass", "gradients", "update") or _by_loss(config, score)]
-    if not read_text:
+    if not any(reads_text(score, config.analysis.value) for score in scores):
         return []
     data = config.data or (subject.run.data if subject.run is not None else None)
     if data is None:
@@ -84,10 +81,6 @@ def _samples(config: EvaluationConfig, subject: Named, scores: list[str], consol
     return heldout_samples(text, config.analysis.sources, load_tokenizer(subject.folder), config.analysis.sample_tokens)
 
 
-def _by_loss(config: EvaluationConfig, score: str) -> bool:
-    return CATALOGUE[score].needs == "values" and config.analysis.value == "loss"
-
-
 def _default_text() -> DataConfig:
     from omegaconf import OmegaConf
 
@@ -95,7 +88,7 @@ def _default_text() -> DataConfig:
     return DataConfig.model_validate(values)
 
 
-def _suites(config: EvaluationConfig, subject: Named, scores: list[str]) -> Mapping[str, MakeValue] | None:
+def _suites(config: EvaluationConfig, subject: Named) -> Mapping[str, MakeValue] | None:
     """The suite as a value function, where accuracy is asked for."""
     if config.analysis.value != "accuracy":
         return None

@@ -83,6 +83,14 @@ def test_accuracy_on_a_suite(workspace: Path, tmp_path: Path, monkeypatch: pytes
         (["analysis.sample_tokens=10"], "analysis.sample_tokens", "analysis.sample_tokens=1000"),
         (["sequence=true", "runs=[a,b]", "checkpoint=null"], "runs", "checkpoint=a"),
         (["decoding=greedy"], "decoding", "leave out decoding"),
+        (["base=tiny", "scores=[removal]"], "base", "scores=[learned_mask], or leave out base"),
+        (["scores=[weight_snr]", "data=demo"], "data", "scores=[block_influence], or leave out data"),
+        (
+            ["scores=[probe]", "analysis.sample_tokens=5000"],
+            "analysis.sample_tokens",
+            "scores=[block_influence], or leave out analysis.sample_tokens",
+        ),
+        (["scores=[removal]", "limit=20"], "limit", "suite=quick, or leave out limit"),
     ],
 )
 @pytest.mark.usefixtures("questions")

@@ -88,7 +88,9 @@ def pruned_in_place(folder: Path, documents: list[list[list[int]]], sparsities: 
 
 
 def measured(decoder: Any, rows: PackedRows, **settings: Any) -> Measurement:
-    (one,) = measure_pass(decoder, rows, ["outlier_distribution"], source="general", micro_batch_rows=2, outliers=OutlierSettings(**{"check": True, **settings}))
+    (one,) = measure_pass(
+        decoder, rows, ["outlier_distribution"], source="general", micro_batch_rows=2, outliers=OutlierSettings(**{"check": True, **settings})
+    )
     return one
 
 
