@@ -68,13 +68,15 @@ def fitting(measurements: Sequence[Measurement], width: int) -> list[Measurement
 def _score_lines(table: LayerTable, shown: Sequence[Measurement]) -> list[Text]:
     """Text by text a group of columns under its name, a line per layer."""
     sources = Text(" " * FIRST_COLUMN)
-    for source in sources_of(shown):
-        width = COLUMN * sum(one.source == source for one in shown) - 2
-        name = _clipped(source or "weights", width)
+    in_group = {source: sum(one.source == source for one in shown) for source in sources_of(shown)}
+    column = max(COLUMN, *(-(-(len(source or "weights") + 2) // n_columns) for source, n_columns in in_group.items()))
+    for source, n_columns in in_group.items():
+        width = column * n_columns - 2
+        name = source or "weights"
         sources.append("  " + (f" {name} ".center(width, "─") if len(name) + 2 <= width else name.rjust(width)))
     words = [score_words(one.score).partition(" ") for one in shown]
-    above = "".join(_clipped(first if rest else "", COLUMN - 1).rjust(COLUMN) for first, _, rest in words)
-    below = "".join(_clipped(rest or first, COLUMN - 1).rjust(COLUMN) for first, _, rest in words)
+    above = "".join(_clipped(first if rest else "", column - 1).rjust(column) for first, _, rest in words)
+    below = "".join(_clipped(rest or first, column - 1).rjust(column) for first, _, rest in words)
     heads = [sources, Text(" " * FIRST_COLUMN + above), Text("layer".rjust(FIRST_COLUMN) + below)]
     for line in heads:
         line.stylize("dim")
@@ -83,7 +85,7 @@ def _score_lines(table: LayerTable, shown: Sequence[Measurement]) -> list[Text]:
     for layer in table.layers:
         line = Text.assemble((layer.label.rjust(FIRST_COLUMN), "bold green" if layer.new else ""))
         for one, its_ranks in every:
-            line.append_text(_cell(one.by_layer[layer.index], its_ranks[layer.index], its_ranks))
+            line.append_text(_cell(one.by_layer[layer.index], its_ranks[layer.index], its_ranks, column))
         lines.append(line)
     return [*heads, *lines]
 
@@ -92,13 +94,13 @@ def _clipped(name: str, width: int) -> str:
     return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
-def _cell(value: float, rank: float, its_ranks: Sequence[float]) -> Text:
+def _cell(value: float, rank: float, its_ranks: Sequence[float], column: int) -> Text:
     if not math.isfinite(rank):
-        return Text(f"{MISSING}  ".rjust(COLUMN), style="yellow")
+        return Text(f"{MISSING}  ".rjust(column), style="yellow")
     n_known = sum(map(math.isfinite, its_ranks))
     height = (n_known - rank) / max(1, n_known - 1)
     style = "bold" if rank <= MOST else "dim" if rank > n_known - LEAST else ""
-    return Text.assemble((three_figures(value).rjust(COLUMN - 2), style), " ", (BARS[round(height * (len(BARS) - 1))], "blue"))
+    return Text.assemble((three_figures(value).rjust(column - 2), style), " ", (BARS[round(height * (len(BARS) - 1))], "blue"))
 
 
 def end_lines(table: LayerTable, measurements: Sequence[Measurement]) -> list[Text]:
