@@ -47,13 +47,14 @@ def coalition_score(score: str, layers: Sequence[LayerName], config: AnalysisCon
 
 
 def _shapley(layers: Sequence[LayerName], config: AnalysisConfig, seed: int) -> CoalitionScore:
-    """By all subsets where those are no more than the sampled ones."""
+    """By all subsets where those are no more than the sampled ones. Loss counts down to guessing: without any layer SmolLM2 loses 111 nats a token,
+    and whoever shares those out learns nothing of what layers do."""
     players = config.players
     sampled = shapley.permutation_coalitions(
         len(layers), players=players, pairs=config.permutation_pairs, seed=seed, truncation=config.truncation
     )  # fmt: skip
     if 2 ** shapley.n_players(len(layers), players) <= len(sampled.coalitions):
         return CoalitionScore(
-            coalitions=shapley.subset_coalitions(len(layers), players), measured=lambda values: shapley.exact(values, layers, players)
+            coalitions=shapley.subset_coalitions(len(layers), players), measured=lambda values: shapley.exact(values.floored(), layers, players)
         )
-    return CoalitionScore(coalitions=sampled.coalitions, measured=lambda values: shapley.permutation_shapley(values, sampled, layers))
+    return CoalitionScore(coalitions=sampled.coalitions, measured=lambda values: shapley.permutation_shapley(values.floored(), sampled, layers))

@@ -83,6 +83,7 @@ class TaskValue:
         from slayer.evaluation.harness.lm import read_tokens
         from slayer.importance.replay import ReplayLM
 
+        self.floor: float | None = None
         self.source, self.unit = name, _unit(tasks)
         if apply_chat_template and tokenizer.chat_template is None:
             raise ModelError("the tokenizer has no chat template; leave out apply_chat_template")

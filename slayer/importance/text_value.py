@@ -6,6 +6,7 @@ Shape suffixes: B rows of a batch, L tokens of a row, N labelled positions, U ro
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class TextValue:
         """`rows` are scored `micro_batch_rows` at a time."""
         slices = split_rows(rows, micro_batch_rows)
         self.source = source
+        self.floor: float | None = -math.log(decoder.config.vocab_size)
         self.parts: Sequence[Part] = [decoder.part(one) for one in slices]
         self._labels = [one.labels_BL.to(decoder.device) for one in slices]
         self.weights_U: Array = (rows.labels_BL != -100).sum(dim=1).double().cpu().numpy()

@@ -9,7 +9,7 @@ Shape suffixes: U units of a sample (rows of text, or questions), over which err
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -38,6 +38,8 @@ class ValueFunction(Protocol):
     """Changes with anything that changes values, the model aside."""
     parts: Sequence[Part]
     weights_U: Array
+    floor: float | None
+    """What a model that knows nothing gets (guessing every token alike), where values can be worse than that without end."""
 
     def read(self, decoder: Decoder, place: int, hidden_BLD: Tensor) -> Array:
         """What part number `place` says, from the states that leave the last layer: any numbers, kept until all parts are read."""
@@ -55,6 +57,13 @@ class Values:
     unit: str
     source: str
     failed: Mapping[str, str] = field(default_factory=dict)
+    floor: float | None = None
+
+    def floored(self) -> Values:
+        """The same with no unit worth less than the floor: what is shared out is what the model knows, not how far off it can be."""
+        if self.floor is None:
+            return self
+        return replace(self, gains={one: np.maximum(gains_U, self.floor * self.weights_U) for one, gains_U in self.gains.items()})
 
     def failure(self, coalition: str) -> str | None:
         """Why a coalition has no finite value; None where it has one."""

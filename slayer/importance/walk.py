@@ -86,7 +86,7 @@ def run_coalitions(
             else:
                 failed[one] = "what comes out is not finite"
     forwards = Forwards(naive=sum(BLOCKS[letter] for one in wanted for letter in one), run=walk.blocks / max(len(value.parts), 1))
-    return Values(gains=gains, weights_U=value.weights_U, unit=value.unit, source=value.source, failed=failed), forwards
+    return Values(gains=gains, weights_U=value.weights_U, unit=value.unit, source=value.source, failed=failed, floor=value.floor), forwards
 
 
 def planned_forwards(coalitions: Sequence[str]) -> float:

@@ -84,8 +84,20 @@ def _name_cornerstones(axes: Any, one: Measurement, stones: Sequence[Mapping[str
         )
         part = f" ({percent(100 * value / total, signed=False, digits=0)})" if total > 0 else ""
         lines.append(f"{place}: layer {str(stone['label']).replace('mlp', 'MLP')}, {three_figures(value)}{part}")
-    axes.text(0.36, 0.94, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.5)
+    axes.text(_emptiest(one), 0.94, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=8.5, linespacing=1.5)
     axes.margins(y=0.12)
+
+
+def _emptiest(one: Measurement) -> float:
+    """Where along the axis three lines of text are least in the way of bars and their intervals."""
+    tops = [value + (margin if math.isfinite(margin) else 0.0) for value, margin in zip(one.values, one.margins, strict=True)]
+    width = 0.3
+
+    def highest(left: float) -> float:
+        inside = tops[int(left * len(tops)) : int((left + width) * len(tops)) + 1]
+        return max((top for top in inside if math.isfinite(top)), default=0.0)
+
+    return min((0.02, 0.2, 0.36, 0.5, 0.68), key=highest)
 
 
 def triangle_figure(table: LayerTable, one: Measurement) -> Figure:

@@ -82,3 +82,20 @@ def test_windows_of_halves_by_the_formula_on_plain_forward_passes(model: Any, ro
                 if player in (start, start + length - 1):
                     terms.append(v(window - {player}) - v(window))
         assert found.values[player] == pytest.approx(np.mean(terms), abs=1e-5)
+
+
+def test_a_loss_is_shared_out_down_to_guessing(run: Run) -> None:
+    """What the score does with values: no row is worth less than −ln V a token, whatever is left out; efficiency holds for those."""
+    from slayer.config import AnalysisConfig
+    from slayer.importance.coalition_scores import coalition_score
+
+    score = coalition_score("shapley", LAYERS, AnalysisConfig(name="layers", players="layers", permutation_pairs=8, truncation=1.0), seed=0)
+    assert set(score.coalitions) == set(subset_coalitions(5, "layers")), "all 32 subsets are no more than the sampled ones"
+    values = run(score.coalitions)
+    guessing = -np.log(61)
+    worst = {one: np.maximum(gains_U / values.weights_U, guessing) for one, gains_U in values.gains.items()}
+    assert min(map(values.value, score.coalitions)) < guessing < values.value(whole(5)) + 5
+    wanted = np.average(worst[whole(5)] - worst["-----"], weights=values.weights_U)
+    found = score.measured(values)
+    assert sum(found.values) == pytest.approx(wanted, abs=1e-12)
+    assert found.details["v_none"] >= guessing - 1e-12
