@@ -89,7 +89,7 @@ def test_a_loss_is_shared_out_down_to_guessing(run: Run) -> None:
     from slayer.config import AnalysisConfig
     from slayer.importance.coalition_scores import coalition_score
 
-    score = coalition_score("shapley", LAYERS, AnalysisConfig(name="layers", players="layers", permutation_pairs=8, truncation=1.0), seed=0)
+    score = coalition_score("shapley", LAYERS, AnalysisConfig(name="layers", players="layers", permutation_pairs=40, truncation=1.0), seed=0)
     assert set(score.coalitions) == set(subset_coalitions(5, "layers")), "all 32 subsets are no more than the sampled ones"
     values = run(score.coalitions)
     guessing = -np.log(61)
