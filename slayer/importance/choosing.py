@@ -23,15 +23,16 @@ FIRST_LOOK_SHARE = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chooser:
-    """Scores of a base on the training mixture. `rows_of(tokens, skip_tokens)` gives whole rows of it."""
+    """Scores of a base on the training mixture: a first quarter of the sample, the rest of it, and both together."""
 
     analysis: LayerAnalysis
     first: Sample
     rest: Sample
     everything: Sample
 
-    def scores(self, score: str, count: int, *, most: bool = False) -> LayerScores:
-        """One number per layer of the base. `count` layers are to be chosen, the least (or `most`) important ones.
+    def scores(self, score: str, count: int, *, most: bool = False, to_prune: bool = False) -> LayerScores:
+        """One number per layer of the base. `count` layers are to be chosen, the least (or `most`) important ones; by angular_distance those
+        `to_prune` are a block of neighbours.
 
         Removal of the candidates is measured on the whole sample, of the other layers on its first quarter: among the cheapest, a short
         sample decides by chance. DataError where too few layers could be measured.
@@ -43,7 +44,7 @@ class Chooser:
         else:
             measured = self.analysis.measure([score], [self.everything])[0]
             values = measured.by_layer
-            block = cheapest_block(measured, count) if score == "angular_distance" and not most else None
+            block = cheapest_block(measured, count) if score == "angular_distance" and to_prune else None
         n_measured = sum(map(math.isfinite, values))
         if n_measured < min(count, n_layers):
             raise DataError(f"only {n_measured} of {n_layers} layers have a {score}, and {count} are to be chosen: the model gives no finite numbers")

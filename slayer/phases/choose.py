@@ -26,7 +26,7 @@ def plan_scores(run: Run) -> tuple[LayerScores | None, LayerScores | None]:
     with progress_bar("layers", run.console) as on_progress:
         base = plan_chooser(run, on_progress)
         if prunes:
-            prune_scores = base.scores(config.prune_by, config.prune)
+            prune_scores = base.scores(config.prune_by, config.prune, to_prune=True)
         if expands:
             count = scored_count(config.expansion, read_model_config(run.base)["num_hidden_layers"])
             expansion_scores = base.scores(config.expansion.score or "removal", count, most=config.expansion.strategy == "most_important")

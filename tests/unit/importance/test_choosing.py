@@ -70,7 +70,7 @@ def test_every_score_a_plan_may_ask_for(choose: Chooser) -> None:
 
     choose.analysis.config = choose.analysis.config.model_copy(update={"permutation_pairs": 2, "players": "layers"})
     for score in get_args(PlanScore):
-        scores = choose.scores(score, 2)
+        scores = choose.scores(score, 2, to_prune=True)
         plan = build_plan(8, ExpansionConfig(strategy="none"), FreezeConfig(schedule="none"), prune=2, prune_by=score, prune_scores=scores)
         assert len(plan.pruned) == 2
         if score == "angular_distance":
