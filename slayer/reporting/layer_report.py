@@ -112,7 +112,7 @@ def _agreement_blocks(table: LayerTable, folder: Path) -> list[Block]:
         )
         for place, source in enumerate(shown)
     ]
-    return [*figures, Paragraph(text=AGREEMENT_NOTE, quiet=True)]
+    return [*figures, Paragraph(text=AGREEMENT_NOTE, quiet=True), Details(title="Kendall's tau-b", text=kendall_text(table))]
 
 
 def _group_blocks(table: LayerTable, folder: Path) -> list[Block]:
@@ -125,7 +125,37 @@ def _group_blocks(table: LayerTable, folder: Path) -> list[Block]:
         for place, source in enumerate(named)
     ]
     members = "; ".join(f"{name}: {_run(table, layers)}" for name, layers in groups_of(table).items())
-    return [*figures, Paragraph(text=f"{members}. {GROUP_NOTE}", quiet=True)] if figures else []
+    tests = depth_tests_text(table)
+    details = [Details(title="ANOVA and Tukey's HSD, pair by pair", text=tests)] if tests else []
+    return [*figures, Paragraph(text=f"{members}. {GROUP_NOTE}", quiet=True), *details] if figures else []
+
+
+def kendall_text(table: LayerTable) -> str:
+    """Kendall's tau-b between all scores: a triangle of numbers, each row under its name."""
+    named = [(score_words(column["score"]), column["source"]) for column in table.agreement["columns"]]
+    names = [" · ".join(filter(None, one)) for one in named]
+    wide = max(map(len, names))
+    lines = [" " * (wide + 4) + "".join(f"{place:>6}" for place in range(1, len(names)))]
+    for place, (name, row) in enumerate(zip(names, table.agreement["kendall"], strict=True)):
+        cells = (MISSING if value is None else f"{value:.2f}".replace("-", "−") for value in row[:place])
+        lines.append(f"{place + 1:>2}  {name:{wide}}" + "".join(cell.rjust(6) for cell in cells))
+    return "\n".join(lines)
+
+
+def depth_tests_text(table: LayerTable) -> str:
+    """What depth does to every score: ANOVA (p after Holm over scores), and each pair of groups by Tukey's HSD with its 95 % interval."""
+    lines = []
+    for name, effect in mapping(table.agreement.get("effects")).items():
+        anova = effect.get("anova")
+        if not anova:
+            lines.append(f"{name}: not tested, {effect.get('why_not', '')}")
+            continue
+        freedom = f"F({anova['df_between']}, {anova['df_within']})"
+        lines.append(f"{name}: {freedom} = {three_figures(anova['f'])}, p = {anova['p_holm']:.3f}, eta² = {anova['eta_squared']:.2f}")
+        for pair in effect.get("tukey", ()):
+            low, difference, high = (three_figures(float(pair[key])) for key in ("low", "difference", "high"))
+            lines.append(f"    {pair['b']} − {pair['a']}: {difference} [{low}, {high}], p = {pair['p']:.3f}")
+    return "\n".join(lines)
 
 
 def _run(table: LayerTable, layers: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from slayer.importance.agreement import agreement
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.table import LayerTable, Measurement, layer_names, load_table
 from slayer.reporting.document import Bullets, Picture
-from slayer.reporting.layer_report import choice_blocks, layer_blocks, values_text
+from slayer.reporting.layer_report import choice_blocks, depth_tests_text, kendall_text, layer_blocks, values_text
 from slayer.reporting.layer_scores import ranks
 from slayer.reporting.layer_words import layer_sentences
 from slayer.reporting.report import write_report
@@ -115,3 +115,16 @@ def test_the_choice_of_a_plan_is_told_beside_it():
     heading, bullets = choice_blocks(json.loads(json.dumps(CHOICE)))
     assert len(bullets.items) == 2 and heading.text == "What the scores would choose"
     assert choice_blocks({}) == []
+
+
+def test_every_pair_of_scores_and_of_groups_is_told() -> None:
+    table = sample_table()
+    names, tau = table.agreement["columns"], table.agreement["kendall"]
+    lines = kendall_text(table).splitlines()
+    assert len(lines) == len(names) + 1 and lines[-1].split()[-1].replace("−", "-") == f"{tau[-1][-2]:.2f}"
+    tests = depth_tests_text(table)
+    for name, effect in table.agreement["effects"].items():
+        assert f"{name}: " in tests
+        if "anova" in effect:
+            assert f"p = {effect['anova']['p_holm']:.3f}, eta²" in tests
+    assert tests.count("deep − shallow") == sum("anova" in effect for effect in table.agreement["effects"].values())
