@@ -40,6 +40,10 @@ FEW_COLUMNS = 14
 """Up to so many columns a matrix has its numbers written into it."""
 
 
+ENTRY_INCHES = 1.7
+"""What an entry of a legend takes across."""
+
+
 def heat_figure(table: LayerTable) -> Figure:
     """Scores × layers in original-layer coordinates. A cell is darker the more important the layer is by that score's own ranking."""
     rows = ordering(table)
@@ -234,7 +238,8 @@ def _curve_legend(figure: Figure, table: LayerTable, sources: Sequence[str | Non
     handles.append(Line2D([], [], color=INK, marker="o", markerfacecolor="none", linestyle="", label="three least important"))
     if any(layer.new for layer in table.layers):
         handles.append(Line2D([], [], color=NEW, marker="s", linestyle="", label="new block"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8.5)
+    a_line = max(1, int(figure.get_figwidth() / ENTRY_INCHES))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), a_line), fontsize=8.5)
 
 
 def agreement_columns(table: LayerTable, source: str | None) -> list[int]:
