@@ -61,6 +61,11 @@ def test_every_score_gives_a_number_for_every_layer_and_is_remembered(analyse: A
     assert table.facts["forwards"]["text"]["run"] < table.facts["forwards"]["text"]["naive"]
 
 
+def test_other_settings_are_measured_anew(analyse: Analyse, sample: Sample) -> None:
+    first, again, other = (analyse(outlier_multiple=multiple).measure(["outlier_distribution", "norm"], [sample]) for multiple in (5.0, 5.0, 2.0))
+    assert first == again and first[0] == other[0] and first[1].values != other[1].values, "only outliers depend on their threshold"
+
+
 def test_a_long_table_for_other_programs(analyse: Analyse, sample: Sample, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -168,14 +168,21 @@ def test_what_fails_is_marked_and_the_others_go_on(make_model: Any, load_plain: 
 
     model = load_plain(make_model(layers=4, seed=5))
     sound, _ = run_coalitions(LoadedDecoder(model), text_value(LoadedDecoder(model), rows), [without(4, [2])])
+    weight = model.model.layers[2].mlp.down_proj.weight
     with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+        before = float(weight[0, 0])
+        weight[0, 0] = torch.nan
     decoder = LoadedDecoder(model)
     coalitions = ["kkkk", *(without(4, [layer]) for layer in range(4))]
     values, _ = run_coalitions(decoder, text_value(decoder, rows), coalitions, store=tmp_path / "values.jsonl")
     assert set(values.gains) == {without(4, [2])}
     np.testing.assert_array_equal(values.gains["kk-k"], sound.gains["kk-k"])
     assert values.failed["kkkk"] == "what comes out is not finite" and np.isnan(values.difference("kkkk", "kk-k")[0])
+
+    with torch.no_grad():
+        weight[0, 0] = before
+    values, forwards = run_coalitions(decoder, text_value(decoder, rows), coalitions, store=tmp_path / "values.jsonl")
+    assert set(values.gains) == set(coalitions) and not values.failed and forwards.run > 0, "what failed is tried again"
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("out of memory\nand more")
@@ -188,3 +195,34 @@ def test_what_fails_is_marked_and_the_others_go_on(make_model: Any, load_plain: 
 def test_halves_and_layers_in_letters() -> None:
     assert without(5, [1, 4]) == "k-kk-"
     assert without_halves(4, [0, 3, 4, 5]) == "ma-k"
+
+
+def test_states_stay_within_their_memory(make_model: Any, load_plain: Any, rows: Any) -> None:
+    """All 64 subsets of six layers: with room for 12 states never twice as many are alive (what a layer is just making counts too), without a bound all are."""
+    import gc
+
+    import torch
+
+    from slayer.importance.decoder import LoadedDecoder
+
+    alive: list[int] = []
+
+    class Watched(LoadedDecoder):
+        calls = 0
+
+        def normed(self, hidden: Any) -> Any:
+            self.calls += 1
+            if self.calls % 8 == 0:  # looking is slow
+                states = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.shape == (2, 16, 16) and one.is_inference()]
+                alive.append(len(states))
+            return super().normed(hidden)
+
+    decoder = Watched(load_plain(make_model(layers=6)))
+    value = text_value(decoder, rows)
+    coalitions = ["".join(letters) for letters in itertools.product("k-", repeat=6)]
+    state_bytes = 2 * 16 * 16 * 4
+    run_coalitions(decoder, value, coalitions)
+    unbounded = max(alive)
+    alive.clear()
+    run_coalitions(decoder, value, coalitions, state_bytes=12 * state_bytes)
+    assert unbounded >= 56 and max(alive) <= 2 * 12, (unbounded, max(alive))
