@@ -198,7 +198,7 @@ def test_halves_and_layers_in_letters() -> None:
 
 
 def test_states_stay_within_their_memory(make_model: Any, load_plain: Any, rows: Any) -> None:
-    """All 64 subsets of six layers: with room for 12 states never twice as many are alive (what a layer is just making counts too), without a bound all are."""
+    """All 64 subsets of six layers: with room for 12 states never twice as many are alive (those in the making count too), else all are."""
     import gc
 
     import torch
