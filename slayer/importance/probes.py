@@ -242,7 +242,7 @@ def _choose(questions: ProbeSet, items: int, seed: int) -> NDArray[np.int64]:
     n_chosen = min(items, len(order))
     if n_chosen < 1 or rarer_N[n_chosen - 1] < LEAST_PER_CLASS:
         seen = int(rarer_N[n_chosen - 1]) if n_chosen > 0 else 0
-        head = f"{n_chosen} texts of {questions.name} hold {seen} of the rarer label, and a probe needs {LEAST_PER_CLASS} of each"
+        head = f"the {n_chosen} texts of {questions.name} hold {seen} of the rarer label, and a probe needs {LEAST_PER_CLASS} of each"
         if rarer_N[-1] < LEAST_PER_CLASS:
             raise DataError(f"{head}; there are no more than {rarer_N[-1]} in all {len(order)}\n    type: {SET_KEY}={next(iter(SETS))}, or add texts")
         enough = int(np.argmax(rarer_N >= LEAST_PER_CLASS)) + 1

@@ -26,9 +26,10 @@ FIRST_COLUMN, COLUMN = 5, 12
 def print_layers(table: LayerTable, console: Console) -> None:
     """The main scores by layer, as many as fit, those of one text beside each other; the ends of every ranking; sentences."""
     chosen = ordering(table)
-    if not chosen:
-        return
     console.print()
+    if not chosen:
+        print_sentences(layer_sentences(table), console)
+        return
     new = sum(layer.new for layer in table.layers)
     n_layers = f"{len(table.layers)} layers" + (f", {new} of them new (+7: behind base layer 7)" if new else "")
     console.print(Text.assemble(("Layers", "bold"), (f"  {table.model} · {n_layers}", "dim")))

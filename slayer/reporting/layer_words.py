@@ -39,13 +39,31 @@ def layer_sentences(table: LayerTable) -> list[str]:
     """What was found: the cheapest and dearest layers on every text, the last two, shallow ones, how well scores agree."""
     chosen = ordering(table)
     if not chosen:
-        return []
+        return profile_sentences(table)
     score = main_first(chosen)[0].score
     main = [one for one in chosen if one.score == score]
     return [
         *(_ends_sentence(table, one) for one in main[:2]),
         *filter(None, (last_two_sentence(table, main[0]), shallow_sentence(table), agreement_sentence(table))),
+        *profile_sentences(table),
     ]
+
+
+def profile_sentences(table: LayerTable) -> list[str]:
+    """From where to where the scores go that describe depth and do not order layers."""
+    sentences = []
+    for one in table.measurements:
+        known = [layer for layer, value in enumerate(one.by_layer) if math.isfinite(value)]
+        if CATALOGUE[one.score].high_is_important is None and known:
+            highest = max(known, key=one.by_layer.__getitem__)
+            first, top, last = (
+                f"{three_figures(one.by_layer[layer])} at layer {table.layers[layer].label}" for layer in (known[0], highest, known[-1])
+            )
+            majority = number(one.details.get("majority"))
+            chance = f"; the larger class is {three_figures(majority)} of the sentences" if majority is not None else ""
+            peak = f", highest {top}" if highest not in (known[0], known[-1]) else ""
+            sentences.append(f"{title_of(one)[0].upper()}{title_of(one)[1:]} goes from {first} to {last}{peak} ({unit_of(table, one)}{chance}).")
+    return sentences
 
 
 def _ends_sentence(table: LayerTable, one: Measurement) -> str:

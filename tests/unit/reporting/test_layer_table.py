@@ -177,9 +177,16 @@ def test_the_terminal_without_utf8():
     assert stream.getvalue().isascii() and "?" not in stream.getvalue()
 
 
-def test_nothing_is_printed_of_what_does_not_order_layers():
-    curve = Measurement(score="layer_drop", source="fr", values=(1.0, 2.0))
-    assert printed(table_of(curve), 80) == "" == printed(table_of(), 80)
+def test_what_does_not_order_layers_is_told_in_a_sentence():
+    probe = Measurement(score="probe", source="sst2", values=(0.5, math.nan, 0.8, 0.7), details={"majority": 0.55})
+    (sentence,) = layer_sentences(table_of(probe))
+    told = "Probe · sst2 goes from 0.500 at layer 0 to 0.700 at layer 3, highest 0.800 at layer 2"
+    told += " (accuracy; the larger class is 0.550 of the sentences)."
+    assert sentence == told and " ".join(printed(table_of(probe), 400).split()) == f"· {told}"
+    rising = Measurement(score="layer_drop", source="fr", values=(9.0, 5.0, 1.0, 0.5))
+    assert layer_sentences(table_of(rising)) == ["Layer drop · fr goes from 9.00 at layer 0 to 0.500 at layer 3 (nats per token lost)."]
+    assert layer_sentences(table_of(removal(1, 2, 3, 4), probe))[-1] == told
+    assert printed(table_of(), 80).strip() == ""
 
 
 def test_a_choice_is_told_beside_what_the_scores_would_choose():
