@@ -68,7 +68,7 @@ def agreement(measurements: Sequence[Measurement], layers: Sequence[LayerName]) 
         for column in range(row, size):
             for name, value in _correlations(columns[row], columns[column]).items():
                 tables[name][row][column] = tables[name][column][row] = value
-    effects = {_title(one): _depth_effect(one, groups) for one in ordered}
+    effects = {one.key: _depth_effect(one, groups) for one in ordered}
     correct(effects)
     return {"columns": [{"score": one.score, "source": one.source} for one in ordered], **tables, "groups": groups, "effects": effects}
 
@@ -109,7 +109,3 @@ def _depth_effect(measurement: Measurement, groups: dict[str, list[int]]) -> dic
         there = ", ".join(f"{name} ({len(found)})" for name, found in by_depth.items()) or "none"
         return {"why_not": f"two depth groups with two layers each are needed; measured are {there}"}
     return one_way(by_depth, ["depth"], observation="layer")
-
-
-def _title(measurement: Measurement) -> str:
-    return measurement.score if measurement.source is None else f"{measurement.score} · {measurement.source}"

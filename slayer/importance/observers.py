@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from slayer.errors import DataError
 from slayer.evaluation.dola import divergence_N
+from slayer.evaluation.harness.row_pass import HEAD_LOGITS
 from slayer.forward import PackedRows
 from slayer.importance.decoder import Decoder
 from slayer.importance.table import Measurement
-from slayer.importance.text_value import HEAD_LOGITS
 from slayer.importance.values import Array, mean_and_error
 
 if TYPE_CHECKING:

@@ -63,6 +63,11 @@ class Measurement:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def key(self) -> str:
+        """removal · wikipedia_fr, or the score alone where it is of the weights: how facts and agreement name it."""
+        return f"{self.score} · {self.source}" if self.source else self.score
+
+    @property
     def margins(self) -> tuple[float, ...]:
         """Half widths of the 95 % intervals, NaN where unknown: Student's t where the errors come from few observations."""
         from scipy.stats import t

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from slayer.evaluation.harness.row_pass import HEAD_LOGITS
 from slayer.forward import PackedRows, nll_BL, split_rows
 from slayer.importance.decoder import Decoder, Part
 from slayer.importance.values import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-HEAD_LOGITS = 1 << 24
-"""Logits in memory at a time."""
 
 
 class TextValue:

@@ -11,9 +11,7 @@ from slayer.phases.run import Run
 from slayer.reporting.progress import progress_bar
 from slayer.surgery.families import read_model_config
 from slayer.surgery.placement import scored_count
-from slayer.surgery.plan import LayerScores
-
-BY_PLACE = ("last", "last_but_final", "explicit")
+from slayer.surgery.plan import BY_PLACE, LayerScores
 
 
 def plan_scores(run: Run) -> tuple[LayerScores | None, LayerScores | None]:

@@ -15,7 +15,6 @@ from slayer.reporting.layer_scores import (
     colours_of,
     group_of,
     groups_of,
-    key_of,
     labels,
     layer_margins,
     main_first,
@@ -323,7 +322,7 @@ def _draw_groups(axes: Any, table: LayerTable, one: Measurement) -> None:
         axes.plot(spread, known, marker, color=colour, markersize=4.2, alpha=0.8, markeredgewidth=0)
         axes.hlines(sum(known) / len(known), place - 0.36, place + 0.36, color=INK, linewidth=1.7)
     depth_scale(axes, [value for value in values if math.isfinite(value)])
-    p = number(mapping(mapping(mapping(table.agreement.get("effects")).get(key_of(one))).get("anova")).get("p_holm"))
+    p = number(mapping(mapping(mapping(table.agreement.get("effects")).get(one.key)).get("anova")).get("p_holm"))
     turned = " (high: less important)" if CATALOGUE[one.score].high_is_important is False else ""
     axes.set_title(f"{score_words(one.score)}{turned}", fontsize=9, pad=15 if p is not None else 6)
     if p is not None:

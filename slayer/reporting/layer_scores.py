@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.errors import DataError
+from slayer.importance.agreement import importance
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.table import LayerName, LayerTable, Measurement, load_table
 from slayer.reporting.figures import MUTED, source_colours
@@ -42,11 +43,6 @@ def title_of(one: Measurement) -> str:
     return f"{score_words(one.score)} · {one.source}" if one.source else score_words(one.score)
 
 
-def key_of(one: Measurement) -> str:
-    """The key of a measurement in the facts and the agreement of a table."""
-    return f"{one.score} · {one.source}" if one.source else one.score
-
-
 def group_of(score: str) -> str:
     """The group of a score that orders layers."""
     return GROUPS[1] if score.startswith("shapley") else _GROUP_OF_NEEDS[CATALOGUE[score].needs]
@@ -68,14 +64,9 @@ def main_first(measurements: Sequence[Measurement]) -> list[Measurement]:
     return sorted(measurements, key=lambda one: _MAIN.index(one.score) if one.score in _MAIN else len(_MAIN))
 
 
-def importance(one: Measurement) -> tuple[float, ...]:
-    """One number per layer, turned so that more is more important; NaN where there is none."""
-    return one.by_layer if CATALOGUE[one.score].high_is_important is not False else tuple(-value for value in one.by_layer)
-
-
 def ranks(one: Measurement) -> tuple[float, ...]:
     """1 is the most important layer; equal ones share the mean of their ranks; NaN where there is no number."""
-    values = importance(one)
+    values = importance(one).tolist()
     known = [value for value in values if math.isfinite(value)]
     return tuple(
         sum(other > value for other in known) + (1 + sum(other == value for other in known)) / 2 if math.isfinite(value) else math.nan
@@ -85,7 +76,7 @@ def ranks(one: Measurement) -> tuple[float, ...]:
 
 def by_importance(one: Measurement) -> list[int]:
     """Indices of the layers that have a number, the least important first."""
-    values = importance(one)
+    values = importance(one).tolist()
     return sorted((layer for layer, value in enumerate(values) if math.isfinite(value)), key=lambda layer: values[layer])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from slayer.importance.agreement import importance
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.table import LayerTable, Measurement
 from slayer.reporting.benchmark_scores import number, with_relation
@@ -14,8 +15,6 @@ from slayer.reporting.layer_scores import (
     by_importance,
     failed_layers,
     groups_of,
-    importance,
-    key_of,
     labels,
     layer_interval,
     listed,
@@ -72,8 +71,9 @@ def _ends_sentence(table: LayerTable, one: Measurement) -> str:
     lowest, highest = order[:n_named], order[::-1][:n_named]
     where = f" on {one.source}" if one.source else ""
     is_lost = CATALOGUE[one.score].unit == "lost"
-    least, most = ("cheapest to lose", "cost most") if is_lost else ("least important", "most important")
-    verb = "" if is_lost else "are "
+    single = len(highest) == 1
+    least, most = ("cheapest to lose", "costs most" if single else "cost most") if is_lost else ("least important", "most important")
+    verb = "" if is_lost else "is " if single else "are "
     return (
         f"By {score_words(one.score)}{where}, {_layers(lowest)} {labels(table.layers, lowest)} {'is' if len(lowest) == 1 else 'are'} {least} "
         f"({_numbers(one, lowest)} {unit_of(table, one)}{_rivals(table, one, lowest, order)}); "
@@ -147,7 +147,7 @@ def shallow_sentence(table: LayerTable) -> str:
         return ""
     firsts: dict[str, int] = {}
     for one in chosen:
-        means = _group_means(importance(one), groups)
+        means = _group_means(importance(one).tolist(), groups)
         if len(means) > 1:
             best = max(means, key=lambda name: means[name])
             firsts[best] = firsts.get(best, 0) + 1
@@ -173,7 +173,7 @@ def _group_means(values: Sequence[float], groups: Mapping[str, Sequence[int]]) -
 
 
 def _told_apart(table: LayerTable, one: Measurement) -> str:
-    p = number(mapping(mapping(mapping(table.agreement.get("effects")).get(key_of(one))).get("anova")).get("p_holm"))
+    p = number(mapping(mapping(mapping(table.agreement.get("effects")).get(one.key)).get("anova")).get("p_holm"))
     if p is None:
         return "not tested"
     return f"the groups differ, {with_relation(p)}" if p < 0.05 else f"layers within a group differ as much, {with_relation(p)}"

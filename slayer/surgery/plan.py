@@ -18,6 +18,9 @@ from slayer.surgery.placement import place, placement_problems
 
 Tail = Literal["average", "train", "frozen"]
 
+BY_PLACE = ("last", "last_but_final", "explicit")
+"""Values of prune_by that need no score."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
@@ -254,7 +257,7 @@ def plan_problems(
     problems += _prune_problems(n_base, prune, prune_by, prune_layers)
     if freeze is not None and freeze.schedule == "existing_layers":
         gone: set[int] = set()
-        if prune and prune < n_base and prune_by in ("last", "last_but_final", "explicit"):
+        if prune and prune < n_base and prune_by in BY_PLACE:
             gone = set(choose_pruned(n_base, prune, prune_by, prune_layers or (), None))
         left = [layer for layer in range(n_base) if layer not in gone]
         wrong = [layer for layer in freeze.train_layers if layer not in left]
