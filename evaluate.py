@@ -14,7 +14,9 @@ from slayer.launching.compose import resolved
 from slayer.launching.evaluation import run_evaluation, validate_evaluation
 from slayer.launching.help import print_evaluation_help
 from slayer.launching.local import as_message
+from slayer.launching.versions import installation_problem
 from slayer.reporting.console import print_error
+from slayer.secrets import guard_streams
 
 refused: list[Problem] = []
 exit_codes: list[int] = []
@@ -34,6 +36,10 @@ def run(composed: Any) -> None:
 
 def main() -> int:
     """Exit code: 0 evaluated, 2 something to mend, 130 interrupted."""
+    problem = installation_problem()
+    if problem is not None:
+        print_error(problem)
+        return 2
     if {"--help", "-h"} & set(sys.argv[1:]):
         print_evaluation_help()
         return 0
@@ -47,4 +53,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_streams()
     sys.exit(main())

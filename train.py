@@ -17,11 +17,14 @@ from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
 from slayer.launching.help import print_help
-from slayer.launching.local import STOPPED_EXIT_CODE, Launched, as_message, launch
+from slayer.launching.local import Launched, as_message, launch
 from slayer.launching.naming import run_name, split_override
 from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
+from slayer.launching.versions import installation_problem
 from slayer.reporting.console import print_error
 from slayer.reporting.sweep_page import print_sweep
+from slayer.secrets import guard_streams
+from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
 
 refused: list[Problem] = []
 launches: list[Launched] = []
@@ -46,13 +49,17 @@ def run(composed: Any) -> float:
         command = shlex.join(["python", "train.py", *overrides])
         launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
     launches.append(launched)
-    if point is not None and launched.exit_code == STOPPED_EXIT_CODE:
+    if point is not None and launched.stopped:
         raise KeyboardInterrupt
     return objective_for_sweeper(launched)
 
 
 def main() -> int:
-    """Exit code: 0 all finished, 2 something to mend, 130 stopped on request and saved."""
+    """Exit code: 0 all finished, 2 something to mend, 75 stopped on request and saved, hung, or killed: start it again and it goes on."""
+    problem = installation_problem()
+    if problem is not None:
+        print_error(problem)
+        return 2
     typed = sys.argv[1:]
     if {"--help", "-h"} & set(typed):
         print_help()
@@ -64,10 +71,11 @@ def main() -> int:
     OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in arguments if is_override(word)], list(groups())))
     sys.argv[1:] = arguments
     try:
-        run()
+        with stopped_at_once():
+            run()
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
-        return STOPPED_EXIT_CODE
+        return max(REQUEUE_EXIT_CODE, *(launched.exit_code for launched in launches), 0)
     finally:
         for sweep_dir in sweep_dirs:
             print_sweep(sweep_dir)
@@ -75,4 +83,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    guard_streams()
     sys.exit(main())

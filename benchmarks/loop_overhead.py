@@ -24,12 +24,12 @@ from slayer.surgery.build import build_expanded
 from slayer.surgery.families import read_model_config
 from slayer.surgery.freeze import trainable_names
 from slayer.surgery.plan import build_plan
-from slayer.training.checkpoint import RunState
 from slayer.training.engine import TrainingEngine
-from slayer.training.loop import Callbacks, Pace, train
-from slayer.training.optim import parameter_groups
+from slayer.training.loop import Callbacks, Course, Pace, train
+from slayer.training.optim import TrainedGroup, parameter_groups
 from slayer.training.ranks import open_ranks
 from slayer.training.signals import StopRequest
+from slayer.training.state import RunState
 
 ALLOWED_LOSS_DIFFERENCE = 0.02
 """Nats per token between bf16 weights and bf16 autocast in the first step."""
@@ -43,11 +43,11 @@ class BareLoop:
         self.config = config
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in set(trainable))
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameters = dict(self.model.named_parameters())
+        self.trained = [parameters[name] for name in trainable]
         train = config.train
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.trained, train.weight_decay), lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True
-        )
+        groups = parameter_groups([TrainedGroup(names=tuple(trainable))], parameters, train.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=(train.beta1, train.beta2), fused=True)
 
     def step(self, batches: list, valid_tokens: int, device: torch.device) -> float:
         """One optimiser step; returns its loss."""
@@ -80,10 +80,10 @@ def main() -> None:
         build_expanded(base, plan, expanded, seed=config.seed)
         model = load_model(expanded, "bf16", ranks.device)
         trainable = trainable_names(plan, [name for name, _ in model.named_parameters()])
-        engine = TrainingEngine(model, trainable, config, ranks)
+        engine = TrainingEngine(model, [TrainedGroup(names=tuple(trainable))], config, ranks)
         bare = BareLoop(expanded, trainable, config, ranks.device)
         records: list[dict] = []
-        callbacks = Callbacks(on_log=records.append, on_evaluate=lambda _: None, on_save=lambda _: None)
+        callbacks = Callbacks(on_log=records.append, on_evaluate=lambda _: True, on_save=lambda _: None)
         rates: dict[str, list[float]] = {"bare": [], "ours": []}
         for step in range(arguments.rounds + 1):
             tokens = loader.valid_tokens(step)
@@ -93,7 +93,7 @@ def main() -> None:
             rates["bare"].append(tokens / (time.perf_counter() - started))
             started = time.perf_counter()
             pace = Pace(flops_per_token=0.0, peak_flops=None)
-            train(engine, loader, RunState(step=step), step + 1, config.train, callbacks, pace, StopRequest())
+            train(engine, loader, RunState(step=step), Course(total_steps=step + 1), config.train, callbacks, pace, StopRequest())
             rates["ours"].append(tokens / (time.perf_counter() - started))
             if step == 0:
                 difference = abs(bare_loss - records[0]["loss"])

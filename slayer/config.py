@@ -66,13 +66,26 @@ class ExpansionConfig(Section):
     score: PlanScore | None = Field(None, description="least_important and most_important only: what orders the layers; null: removal")
 
 
+class FreezeStageConfig(Section):
+    """A stage of freeze=staged: what trains until a number of tokens is reached."""
+
+    until_tokens: int | None = Field(None, ge=1, description="the stage ends once so many tokens are trained; null: the last one")
+    parts: dict[str, float] = Field(
+        description="what trains, each with a factor of the learning rate: new, tail, norms, originals[a:b] (base layers), head, embeddings"
+    )
+
+
 class FreezeConfig(Section):
     """What trains."""
 
-    schedule: Literal["originals", "none", "existing_layers"] = Field(
-        description="originals: only new blocks and a trained tail; none: everything; existing_layers: train_layers only"
+    schedule: Literal["originals", "none", "existing_layers", "staged"] = Field(
+        description="originals: only new blocks and a trained tail; none: everything; existing_layers: train_layers only; staged: stages"
     )
     train_layers: list[int] = Field(default_factory=list, description="existing_layers only: 0-based base layers that train")
+    stages: list[FreezeStageConfig] = Field(
+        default_factory=list, description="staged only: like [{until_tokens:1000000,parts:{new:1}},{parts:{new:1,norms:0.5}}]"
+    )
+    warmup_steps: int = Field(10, ge=0, description="staged only: steps over which the learning rate of what newly trains rises")
 
 
 class SourceConfig(Section):
@@ -177,7 +190,24 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1, description="steps between log lines")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints of every so many steps are kept for good; null: only the newest")
+    max_failed_saves: int = Field(5, ge=1, description="saves that may fail one after the other (disk full, read-only) before the run stops")
     evaluate_every: int | None = Field(None, ge=1, description="steps between held-out evaluations; null: only before and after")
+
+
+class GuardConfig(Section):
+    """What keeps a bad batch from the weights."""
+
+    sigma: float | None = Field(6.0, gt=0, description="a step with loss or gradient norm so many deviations above the mean is skipped; null: none")
+    window_steps: int = Field(128, ge=8, description="steps that mean and deviation are taken over; judged once half of them are there")
+    patience: int = Field(3, ge=1, description="steps skipped one after the other before the run goes back to its last good checkpoint")
+    max_rewinds: int = Field(3, ge=0, description="returns to a checkpoint, each past the bad data, before the run stops")
+
+
+class WatchdogConfig(Section):
+    """When a rank counts as hung."""
+
+    seconds: float = Field(60.0, ge=0, description="longest time without progress of any rank once steps are made; 0: no watch")
 
 
 class HeldoutConfig(Section):
@@ -263,6 +293,7 @@ class LauncherConfig(Section):
     name: Literal["local"] = Field("local", description="this machine")
     processes: int = Field(1, ge=1, description="ranks on this machine")
     port: int = Field(0, ge=0, le=65535, description="rendezvous port of the ranks; 0: any free one")
+    restarts: int = Field(0, ge=0, description="times a run that was killed or hung is started again without having made a step in between")
 
 
 class RunConfig(Section):
@@ -287,9 +318,14 @@ class RunConfig(Section):
         "auto", description="the block that is last after pruning; auto: average when prune_by=last removes layers, else frozen"
     )
     freeze: FreezeConfig
+    warm_start: str | None = Field(
+        None, description="another run's folder: its result, made by the same plan, is where the trained weights of this run start"
+    )
     data: DataConfig
     engine: EngineConfig
     train: TrainConfig
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = Field(default_factory=WatchdogConfig)
     heldout: HeldoutConfig = Field(default_factory=HeldoutConfig)
     suite: SuiteConfig = Field(default_factory=lambda: SuiteConfig(name="heldout"))
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
@@ -338,8 +374,13 @@ class EvaluationConfig(Section):
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
 
 
-NOT_PART_OF_A_RUN = {"dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "data": {"processes": True, "suite": True}}
-"""Keys that may differ between two starts of the same run: they do not change what is computed."""
+NOT_PART_OF_A_RUN = {
+    "dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "watchdog": True, "data": {"processes": True, "suite": True},
+    "engine": {"zero_stage": True, "micro_batch_rows": True, "accumulation": True, "activation_checkpointing": True, "peak_teraflops": True},
+    "train": {"keep_checkpoints": True, "keep_every": True, "max_failed_saves": True}, "guard": True,
+}  # fmt: skip
+"""Keys that may differ between two starts of the same run: they do not change what is computed (of the guard: but for what it skips, where
+a person decides that a run which it has stopped is to go on)."""
 
 
 def save_config(config: RunConfig, path: Path) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from slayer.secrets import redacted
+
 
 class SlayerError(Exception):
-    """Base of all errors that are shown to a person as one message without a traceback."""
+    """Base of all errors that are shown to a person as one message without a traceback, and without the secrets that its text may repeat."""
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class PlanError(SlayerError):
@@ -34,8 +39,16 @@ class FrozenWeightsError(SlayerError):
     """A tensor that should be frozen differs from the base model's."""
 
 
+class TrainingError(SlayerError):
+    """Training that leads nowhere: bad steps that neither skipping nor going back gets past."""
+
+
 class EngineError(SlayerError):
     """The training engine cannot be opened: no free port, no such device, not enough disk space."""
+
+
+class InstallationError(SlayerError):
+    """Packages that are missing, or older than is safe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

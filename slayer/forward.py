@@ -50,7 +50,7 @@ def load_model(folder: Path, precision: str = "bf16", device: str | torch.device
     for attention in ("sdpa", "eager"):  # some architectures have no sdpa
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True
+                folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
             return model.to(device).eval()
         except ValueError as error:

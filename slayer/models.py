@@ -45,9 +45,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the readers of the many formats raise whatever they meet, tokenizers a bare Exception
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"the tokenizer of {folder} cannot be read: {reason}; copy the model folder again, with all its files") from error
 
 

@@ -18,12 +18,13 @@ from slayer.phases.text import has_work
 from slayer.results import Results
 from slayer.training.ranks import open_ranks
 from slayer.training.signals import listen_for_stop
+from slayer.training.watchdog import watch
 
 
 def run_pipeline(config: RunConfig, command: str) -> Outcome:
     """Run, or go on with, the run of this configuration. Every SlayerError leaves the run folder as it was or further on."""
     base = resolve_model(config.model)
-    with open_ranks() as ranks, listen_for_stop() as stop:
+    with open_ranks() as ranks, listen_for_stop(ranks) as stop, watch(ranks, stop, config.watchdog, config.folder) as watchdog:
         run = Run(config, base, ranks, stop)
         if ranks.is_first:
             check_run_folder(config)
@@ -41,13 +42,14 @@ def run_pipeline(config: RunConfig, command: str) -> Outcome:
         if ranks.is_first:
             benchmarks.score_before()
         ranks.wait()
-        state = fit(run, stop, benchmarks)
-        if state.step < run.total_steps:
+        state, ended = fit(run, stop, watchdog, benchmarks)
+        if ended == "stopped":
             return Outcome(objective=None, report=None, stopped_at=state.step)
         if not ranks.is_first:
             ranks.wait()
             return Outcome(objective=None, report=None)
-        outcome = compare_and_report(run, benchmarks)
+        with watchdog.paused("compare"):
+            outcome = compare_and_report(run, benchmarks)
         ranks.wait()
         return outcome
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.errors import CheckpointError
+from slayer.secrets import without_secrets
 
 FORMAT = 1
 
@@ -35,8 +36,8 @@ class Results:
         return self.values[section]
 
     def update(self, **sections: Any) -> None:
-        """Set sections and write the file, aside and renamed."""
-        self.values |= sections
+        """Set sections and write the file, aside and renamed. What looks like a secret stays out."""
+        self.values |= without_secrets(sections)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from slayer.config import RunConfig
 
-REQUIRED_EXAMPLES: dict[type, object] = {bool: True, int: 1, float: 0.1, str: "NAME", list: [1]}
+REQUIRED_EXAMPLES: dict[type, object] = {bool: True, int: 1, float: 0.1, str: "NAME", list: [1], dict: {"new": 1}}
 
 
 def inner_section(field: FieldInfo) -> tuple[type[BaseModel], bool] | None:
@@ -85,8 +85,14 @@ def example_for(field: FieldInfo, value: object = None) -> object:
         *_meant(value, bounds.get("ge", -math.inf), bounds.get("le", math.inf)),
         *([] if default is None else [default]),
         *(REQUIRED_EXAMPLES[kind] for kind in kinds if kind in REQUIRED_EXAMPLES),
+        *([_least(kind)] for kind in get_args(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)),
     ]
     return next((candidate for candidate in candidates if candidate != [] and accepts(field, candidate)), bounds.get("ge", default))
+
+
+def _least(section: type[BaseModel]) -> dict[str, object]:
+    """The keys that a group of a list (data.stages, freeze.stages) cannot do without."""
+    return {name: example_for(field) for name, field in section.model_fields.items() if field.is_required()}
 
 
 def _meant(value: object, least: float, most: float) -> list[object]:

@@ -12,9 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from slayer.config import DataConfig, ExpansionConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
+from slayer.config import DataConfig, ExpansionConfig, FreezeConfig, RunConfig, SourceConfig, StageConfig, TrainConfig
 from slayer.errors import ConfigError, Problem
+from slayer.leaks import secret_problems
 from slayer.schema import accepts, as_override, choices, closest_key, example_for, field_at, inner_section
+from slayer.stages import KEY as STAGES_KEY
+from slayer.stages import mended, stages_problem, typed_stages
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """Names of runs: plain folder names that need no quotes in a shell or in an override."""
@@ -23,8 +26,15 @@ RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 def parse_config(values: Mapping[str, Any], schema: type[BaseModel] = RunConfig) -> tuple[dict[str, Any], list[Problem]]:
     """Check each section by itself, so that one bad value does not hide another.
 
-    Returns the sections and scalars that are valid, by key, and all problems found in the others.
+    Returns the sections and scalars that are valid, by key, and all problems found in the others. What holds a secret is not valid.
     """
+    secrets = {problem.key: problem for problem in secret_problems(values)}
+    good, problems = _parse_sections(values, schema)
+    told = {key.partition(".")[0] for key in secrets}
+    return {key: value for key, value in good.items() if key not in told}, [*secrets.values(), *(one for one in problems if one.key not in secrets)]
+
+
+def _parse_sections(values: Mapping[str, Any], schema: type[BaseModel]) -> tuple[dict[str, Any], list[Problem]]:
     try:
         config = schema.model_validate(values)
         return {key: getattr(config, key) for key in schema.model_fields}, []
@@ -65,6 +75,8 @@ _KINDS = {
 
 def _from_pydantic(entry: Any, values: Mapping[str, Any], schema: type[BaseModel]) -> Problem:
     key, value, item = _typed_part(entry["loc"], values)
+    if key == STAGES_KEY:
+        return Problem(key=key, value=value, why=_mistyped_stage(entry, item), fix=as_override(key, mended(value)))
     if entry["type"] == "extra_forbidden":
         return unknown_key(key, value, schema)
     field = field_at(key, schema)
@@ -76,6 +88,17 @@ def _from_pydantic(entry: Any, values: Mapping[str, Any], schema: type[BaseModel
     why = "is required and missing" if entry["type"] == "missing" else _must_be(entry, choices(field), item)
     explained = f"{why} ({field.description})" if field.description and not choices(field) else why
     return Problem(key=key, value=value, why=explained, fix=as_override(key, example_for(field, value)))
+
+
+def _mistyped_stage(entry: Any, item: int | None) -> str:
+    if item is None:
+        return "must be a list of stages, each with until_tokens and parts"
+    where = ".".join(str(part) for part in entry["loc"][3:] if part != "[key]")
+    if entry["type"] == "extra_forbidden":
+        return f"stage {item + 1} has a key {where}, and a stage has until_tokens and parts"
+    if entry["type"] == "missing":
+        return f"stage {item + 1} needs {where}"
+    return f"{where or 'it'} of stage {item + 1} {_must_be(entry)}"
 
 
 def _typed_part(loc: tuple[int | str, ...], values: Any) -> tuple[str, object, int | None]:
@@ -158,22 +181,36 @@ def _check_prune(good: Mapping[str, Any]) -> list[Problem]:
 
 
 def _check_freeze(good: Mapping[str, Any]) -> list[Problem]:
-    freeze, expansion = good.get("freeze"), good.get("expansion")
+    freeze: FreezeConfig | None = good.get("freeze")
+    expansion: ExpansionConfig | None = good.get("expansion")
     if freeze is None:
         return []
-    listed = freeze.train_layers
-    if freeze.schedule == "existing_layers" and not listed:
+    schedule, has_new = freeze.schedule, expansion is None or expansion.strategy != "none"
+    problems = _unread_freeze_keys(freeze)
+    if schedule == "existing_layers" and not freeze.train_layers:
         why = "freeze=existing_layers trains the layers listed here, and none is"
-        return [Problem(key="freeze.train_layers", value=listed, why=why, fix="freeze.train_layers=[0,1]")]
-    if freeze.schedule != "existing_layers" and listed:
-        why = f"is only read with freeze=existing_layers, not {freeze.schedule}"
-        return [Problem(key="freeze.train_layers", value=listed, why=why, fix="freeze=existing_layers, or leave out freeze.train_layers")]
+        problems.append(Problem(key="freeze.train_layers", value=freeze.train_layers, why=why, fix="freeze.train_layers=[0,1]"))
+    if schedule == "staged":
+        train: TrainConfig | None = good.get("train")
+        problems += filter(None, [stages_problem(freeze.stages, max_tokens=train.max_tokens if train is not None else None, has_new=has_new)])
     removes_last = good.get("prune_by") == "last" and good.get("prune", 0) > 0
     tail_trains = good.get("tail") in ("average", "train") or (good.get("tail") == "auto" and removes_last)
-    if freeze.schedule == "originals" and expansion is not None and expansion.strategy == "none" and not tail_trains:
+    if schedule == "originals" and not has_new and not tail_trains and not problems:
         why = "nothing would train: there is no new block and the tail is frozen"
-        return [Problem(key="freeze", value="originals", why=why, fix="expansion=shallow_half, or freeze=none, or tail=train")]
-    return []
+        problems.append(Problem(key="freeze", value="originals", why=why, fix="expansion=shallow_half, or freeze=none, or tail=train"))
+    return problems
+
+
+def _unread_freeze_keys(freeze: FreezeConfig) -> list[Problem]:
+    """Keys of freeze that its schedule does not read."""
+    problems = []
+    for name, schedule in (("train_layers", "existing_layers"), ("stages", "staged"), ("warmup_steps", "staged")):
+        value, default = getattr(freeze, name), FreezeConfig.model_fields[name].get_default(call_default_factory=True)
+        if freeze.schedule != schedule and value != default:
+            seen = typed_stages(value) if name == "stages" else value
+            why, fix = f"is only read with freeze={schedule}, not {freeze.schedule}", f"freeze={schedule}, or leave out freeze.{name}"
+            problems.append(Problem(key=f"freeze.{name}", value=seen, why=why, fix=fix))
+    return problems
 
 
 def _check_batch(good: Mapping[str, Any]) -> list[Problem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import torch
 
 from slayer.config import DataConfig, EngineConfig, ExpansionConfig, FreezeConfig, ModelConfig, RunConfig, TrainConfig
 from slayer.data.order.loader import Batch
-from slayer.training.checkpoint import Binding, RunState, save_checkpoint
+from slayer.training.checkpoint.saver import Saved, Saver
 from slayer.training.engine import TrainingEngine
-from slayer.training.loop import Callbacks, Pace, train
+from slayer.training.loop import Callbacks, Course, Pace, train
+from slayer.training.optim import TrainedGroup
 from slayer.training.ranks import Ranks
 from slayer.training.signals import StopRequest
+from slayer.training.state import Binding, RunState
 
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
@@ -120,6 +122,7 @@ class Diary:
 
     records: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, int]] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:
@@ -132,8 +135,9 @@ class Diary:
         clocked = ("tokens_per_second", "mfu", "memory_bytes", "step_seconds")
         return [{key: value for key, value in record.items() if key not in clocked} for record in self.records]
 
-    def callbacks(self, engine: TrainingEngine, checkpoints: Path | None = None, keep: int = 99, binding: Binding = BINDING) -> Callbacks:
+    def callbacks(self, engine: TrainingEngine, checkpoints: Path | None = None) -> Callbacks:
         """Callbacks that write this diary, and checkpoints into a folder."""
+        saver = open_saver(checkpoints, engine) if checkpoints is not None else None
 
         def log(record: dict[str, Any]) -> None:
             self.records.append(record)
@@ -141,10 +145,17 @@ class Diary:
 
         def save(state: RunState) -> None:
             self.events.append(("save", state.step))
-            if checkpoints is not None:
-                save_checkpoint(checkpoints, engine, state, binding, keep)
+            if saver is not None:
+                saver.save(state)
+                saver.wait()
 
-        return Callbacks(on_log=log, on_evaluate=lambda state: self.events.append(("evaluate", state.step)), on_save=save)
+        def evaluate(state: RunState) -> bool:
+            self.events.append(("evaluate", state.step))
+            return True
+
+        return Callbacks(
+            on_log=log, on_evaluate=evaluate, on_save=save, on_skip=lambda step, why: self.skipped.append((step, why))
+        )  # fmt: skip
 
 
 def train_steps(
@@ -157,15 +168,28 @@ def train_steps(
     until = state.step + steps
     total = total or until
     stop = StopRequest()
-    stop.requested = steps == 1 and until != total
 
-    def log(record: dict[str, Any]) -> None:
-        callbacks.on_log(record)
-        stop.requested = record["step"] >= until - 1 and until != total
+    def beat(_: str, step: int) -> None:
+        stop.requested = step + 1 >= until and until != total
 
-    watched = Callbacks(on_log=log, on_evaluate=callbacks.on_evaluate, on_save=callbacks.on_save)
-    state = train(engine, loader or RandomRows(config.train.batch_rows), state, total, config.train, watched, PACE, stop)
+    course = Course(total_steps=total)
+    rows = loader or RandomRows(config.train.batch_rows)
+    state, _ = train(engine, rows, state, course, config.train, replace(callbacks, beat=beat), PACE, stop)
     return state, diary
+
+
+def open_saver(checkpoints: Path, engine: TrainingEngine, binding: Binding = BINDING, **settings: Any) -> Saver:
+    """A saver that keeps everything, unless `settings` (keys of train) say otherwise."""
+    return Saver(checkpoints, engine, binding, TrainConfig(**{"keep_checkpoints": 99, **settings}), {})
+
+
+def save_now(checkpoints: Path, engine: TrainingEngine, state: RunState, binding: Binding = BINDING, **settings: Any) -> Saved:
+    """Save and wait for the end of it."""
+    saver = open_saver(checkpoints, engine, binding, **settings)
+    saver.save(state)
+    saved = saver.wait()
+    assert saved is not None
+    return saved
 
 
 def state_of(engine: TrainingEngine) -> dict[str, torch.Tensor]:
@@ -190,7 +214,8 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def open_engine(ranks: Ranks, config: RunConfig, model: Any = None, trainable: list[str] | None = None) -> TrainingEngine:
     """An engine over the small model with its middle layer trained."""
     model = model if model is not None else small_model(config.engine.precision, zeroed=(1,))
-    return TrainingEngine(model, trainable if trainable is not None else names_in_layer(model), config, ranks)
+    names = trainable if trainable is not None else names_in_layer(model)
+    return TrainingEngine(model, [TrainedGroup(names=tuple(names))], config, ranks)
 
 
 def difference(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:

@@ -2,7 +2,8 @@
 
 Per weight and token a linear layer costs 2 FLOP forward, 2 for the gradient of its input (only above the first trained
 block) and 2 for the gradient of its weight (only where it trains). Causal attention costs 2·L·width forward per block and
-twice that backward. The output head needs its input gradient always and its weight gradient only when it trains.
+twice that backward. The output head needs its weight gradient only when it trains. Norms cost nothing of their own, but the
+backward pass reaches down to the lowest that trains.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ PEAK_TERAFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "
 
 
 def train_flops_per_token(shape: ModelShape, plan: LayerPlan, sequence_length: int) -> float:
-    """FLOP per trained token of one step (forward and backward), with rows of `sequence_length` tokens."""
-    lowest_trained = 0 if plan.trains_everything else min(plan.trainable)
+    """FLOP per trained token of one step (forward and backward), with rows of `sequence_length` tokens.
+
+    Of a staged plan give `plan.at_stage(stage)`; the whole plan costs as if all its parts trained together.
+    """
+    embeddings_train, head_trains = plan.trains_everything or "embeddings" in plan.parts, plan.trains_everything or "head" in plan.parts
+    head_trains = head_trains or (embeddings_train and shape.tied)
+    lowest_trained = 0 if embeddings_train else min(plan.trainable, default=plan.n_layers)
     with_backward = plan.n_layers - lowest_trained
-    head_trains = 1 if plan.trains_everything else 0
-    weights = shape.block_parameters * (plan.n_layers + with_backward + len(plan.trainable)) + shape.head_parameters * (2 + head_trains)
+    # Below a head that trains alone nothing asks for its input's gradient.
+    head_passes = 1 + bool(with_backward) + head_trains
+    weights = shape.block_parameters * (plan.n_layers + with_backward + len(plan.whole_layers)) + shape.head_parameters * head_passes
     attention = sequence_length * shape.attention_width * (plan.n_layers + 2 * with_backward)
     return 2.0 * (weights + attention)
 

@@ -3,6 +3,8 @@
 import sys
 
 from slayer.launching.data import main
+from slayer.secrets import guard_streams
 
 if __name__ == "__main__":
+    guard_streams()
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 Hydra stops at the first key it does not know and at the first word it cannot read. So both are judged here, before it sees them;
 what is left is passed on as `++key=value`, which Hydra always takes, for the typed schema to judge together with everything else.
+Words that name code or hold a secret (refusals) never reach it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pydantic.fields import FieldInfo
 from slayer.config import RunConfig
 from slayer.errors import Problem
 from slayer.launching.naming import split_override
+from slayer.launching.refusals import is_hydras, option_problem, word_problem
 from slayer.schema import accepts, as_override, example_for, field_at, holds_text, inner_section
+from slayer.stages import KEY as STAGES_KEY
+from slayer.stages import as_hydra_reads_it
 from slayer.validation import not_a_group, unknown_key
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -58,10 +62,19 @@ def tolerant(arguments: Sequence[str], schema: type[BaseModel], conf: Path = CON
     problems: list[Problem] = []
     words = iter(arguments)
     for word in words:
-        if word.startswith("-") or word.lstrip("+~").startswith(("hydra.", "hydra/")):
+        if word.startswith("-"):
+            option, attached, value = word.partition("=")
+            read = [word, *([value] if not attached and option in OPTIONS_WITH_A_VALUE and (value := next(words, "")) else [])]
+            refused = option_problem(option, value or None)
+            kept += [] if refused else read
+            problems += [refused] if refused else []
+            continue
+        refused = word_problem(word)
+        if refused is not None:
+            problems.append(refused)
+            continue
+        if is_hydras(word):
             kept.append(word)
-            if word in OPTIONS_WITH_A_VALUE:
-                kept += [value for value in [next(words, None)] if value is not None]
             continue
         key = split_override(word)[0]
         judged = _judge_choice(word, options[key], field_at(key, schema), sweep) if key in options else _judge_value(word, schema, sweep)
@@ -94,6 +107,7 @@ def _judge_choice(word: str, options: Sequence[str], field: FieldInfo | None, sw
 def _judge_value(word: str, schema: type[BaseModel], sweep: bool) -> str | Problem:
     """`key=value` as it is passed on, or why it cannot be."""
     key, value = split_override(word)
+    value = as_hydra_reads_it(value) if key == STAGES_KEY else value
     field = field_at(key, schema)
     if word.startswith("~"):
         if field is not None and key.startswith("data.sources.") and key.count(".") == 2:

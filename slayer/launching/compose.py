@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from slayer.config import RunConfig
 from slayer.data.benchmarks import benchmark_problems
@@ -14,14 +17,33 @@ from slayer.launching.checks import named_suite, suite_problems
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.naming import run_name
 from slayer.models import model_problem, resolve_model
+from slayer.phases.text import has_work
+from slayer.phases.warm_start import unfinished
 from slayer.surgery.families import read_model_config
 from slayer.surgery.plan import plan_problems
 from slayer.validation import build_config, check_combinations, parse_config
 
+UNSET_LENGTH_TOKENS = 10_000_000
+"""What shares of a run are taken of where its length is not set: a guess, since the text is not counted yet."""
+
+
+def share_of_tokens(share: float, *, _root_: Any) -> int:
+    """What ${share_of_tokens:0.2} means in conf/freeze/staged.yaml: that share of the tokens of the run, as far as its length is set."""
+
+    def number(key: str) -> int | None:
+        value = OmegaConf.select(_root_, key)
+        return value if isinstance(value, int) and value > 0 else None
+
+    steps, batch_rows, row_tokens = number("train.max_steps"), number("train.batch_rows"), number("data.sequence_length")
+    lengths = [number("train.max_tokens"), steps * batch_rows * row_tokens if steps and batch_rows and row_tokens else None]
+    return max(round(share * min((length for length in lengths if length), default=UNSET_LENGTH_TOKENS)), 1)
+
+
+OmegaConf.register_new_resolver("share_of_tokens", share_of_tokens, replace=True)
+
 
 def resolved(composed: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Plain values of what Hydra composed, and a problem for each ${…} that points nowhere."""
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     problems: list[Problem] = []
@@ -54,7 +76,16 @@ def validate(composed: Any, overrides: Sequence[str], problems: Sequence[Problem
         found += source_problems(good["data"]) + benchmark_problems(good["data"].cleaning.decontaminate)
     if "suite" in good and "data" in good and not any(problem.key.startswith(("suite", "data")) for problem in found):
         found += _suite_problems(good)
-    return build_config(good, found)
+    return build_config(good, found + _warm_start_problems(good))
+
+
+def _warm_start_problems(good: Mapping[str, Any]) -> list[Problem]:
+    """Said before text is prepared for minutes. A run that has begun needs the other one no more."""
+    other, runs_dir, run = good.get("warm_start"), good.get("runs_dir"), good.get("run")
+    if other is None or (isinstance(runs_dir, str) and isinstance(run, str) and has_work(Path(runs_dir) / run)):
+        return []
+    why = unfinished(Path(other))
+    return [Problem(key="warm_start", value=other, why=why, fix="warm_start=runs/NAME, or leave out warm_start")] if why is not None else []
 
 
 def _suite_problems(good: dict[str, Any]) -> list[Problem]:

@@ -18,8 +18,9 @@ from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.launching.commandline import CONF, groups, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
 from slayer.launching.help import Page, print_help
-from slayer.launching.local import REFUSED_EXIT_CODE, STOPPED_EXIT_CODE, as_message
+from slayer.launching.local import INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, as_message
 from slayer.launching.naming import run_name, split_override
+from slayer.launching.versions import installation_problem
 
 PAGE = Page(
     command="-m slayer.data",
@@ -94,6 +95,10 @@ def main() -> int:
     """Exit code: 0 shown, 2 something to mend, 130 interrupted."""
     from slayer.reporting.console import print_error
 
+    problem = installation_problem()
+    if problem is not None:
+        print_error(problem)
+        return REFUSED_EXIT_CODE
     typed = sys.argv[1:]
     if {"--help", "-h"} & set(typed):
         print_help(PAGE)
@@ -114,5 +119,5 @@ def main() -> int:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()
     except KeyboardInterrupt:
         print("interrupted; what was prepared stays in the cache, and the same command goes on", file=sys.stderr)
-        return STOPPED_EXIT_CODE
+        return INTERRUPTED_EXIT_CODE
     return max(exit_codes, default=0)

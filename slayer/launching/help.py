@@ -48,11 +48,12 @@ TRAIN = Page(
         ("--cfg job expansion=even", "show the configuration and stop"),
     ),
     sections=(
-        ("The model to start from", ("model",)),
+        ("The model to start from", ("model", "warm_start")),
         ("What is changed in it", ("expansion", "prune", "prune_by", "prune_layers", "score_tokens", "tail")),
         ("What trains", ("freeze",)),
         ("The text", ("data",)),
         ("Training", ("train",)),
+        ("What keeps it safe", ("guard", "watchdog")),
         ("The engine and its processes", ("engine", "launcher")),
         ("What is measured and where it is shown", ("heldout", "suite", "objective", "tracker")),
         ("The run as a whole", ("run", "runs_dir", "dry_run", "seed", "experiment")),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 
 from slayer.config import RunConfig, save_config
 from slayer.errors import EngineError, SlayerError
 from slayer.launching.compose import under_torchrun
-from slayer.launching.processes import run_ranks, threads_per_rank
-from slayer.training.ranks import require_free_port
+from slayer.launching.restarts import FAILURE_NAME, death, run_restarted
+from slayer.training.ranks import is_lost_rank, require_free_port
+from slayer.training.signals import REQUEUE_EXIT_CODE, STOPS
 
-STOPPED_EXIT_CODE = 130
-"""A run that was asked to stop and saved itself."""
+INTERRUPTED_EXIT_CODE = 130
+"""Ctrl-C in a command that is no run: evaluate.py, python -m slayer.data."""
 REFUSED_EXIT_CODE = 2
 """A run that cannot start or go on until a person mends something."""
+
+SECOND_SIGNALS = tuple(128 + number for number in STOPS)
+"""Ended at once by a second signal."""
 
 REFUSALS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
@@ -28,42 +32,54 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """How a launched run ended. `error` is the message for a person; `objective` is None unless the run is finished."""
+    """How a launched run ended. `error` is the message for a person; `objective` is None unless the run is finished; `stopped`: its owner
+    asked for it."""
 
     exit_code: int
     objective: float | None
     error: str | None = None
+    stopped: bool = False
 
 
 def launch(config: RunConfig, command: str, *, own_process: bool) -> Launched:
-    """Run to the end. A sweep asks for `own_process`, so that nothing of one point reaches the next."""
-    if under_torchrun() or (config.launcher.processes == 1 and not own_process):
+    """Run to the end. A sweep asks for `own_process`, so that nothing of one point reaches the next; what is started again needs one, too."""
+    if under_torchrun() or (config.launcher.processes == 1 and config.launcher.restarts == 0 and not own_process):
         return run_here(config, command)
     return _run_apart(config, command)
 
 
 def run_here(config: RunConfig, command: str) -> Launched:
     """Run in this process, with messages instead of tracebacks for everything a person can mend."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch tells the stack of each lost connection as a warning
     from slayer.pipeline import run_pipeline
     from slayer.reporting.console import open_console, print_error, print_next
+    from slayer.reporting.trackers import sync_command
 
+    first = os.environ.get("RANK", "0") == "0"
     try:
         outcome = run_pipeline(config, command)
-    except (SlayerError, OSError) as error:
+    except KeyboardInterrupt:
+        if first:
+            open_console().print(f"\nstopped; the same command goes on where {config.folder} stands", soft_wrap=True)
+        return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error="stopped before the end", stopped=True)
+    except (SlayerError, OSError, RuntimeError) as error:
+        if is_lost_rank(error):
+            lost = f"rank {os.environ.get('RANK', '0')} has lost another rank ({_reason(error)}); the same command goes on"
+            print(lost, file=sys.stderr, flush=True)
+            return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error=lost)
+        if not isinstance(error, (SlayerError, OSError)):
+            raise
         told = as_message(error)
         print_error(told)
         return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
-    except KeyboardInterrupt:
-        open_console().print(f"\ninterrupted; the same command goes on where {config.folder} stands")
-        return Launched(exit_code=STOPPED_EXIT_CODE, objective=None, error="interrupted")
-    first = os.environ.get("RANK", "0") == "0"
     if outcome.stopped_at is not None:
         if first:
             open_console().print(f"stopped and saved at step {outcome.stopped_at}")
             print_next([(command, "go on from there")])
-        return Launched(exit_code=STOPPED_EXIT_CODE, objective=None, error=f"stopped at step {outcome.stopped_at}")
+        return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error=f"stopped at step {outcome.stopped_at}", stopped=True)
     if first and outcome.report is not None:
-        print_next(next_commands(config, command))
+        unsent = [(sync_command(config.folder), "send what the tracker missed")] if outcome.unsent else []
+        print_next([*next_commands(config, command), *unsent])
     return Launched(exit_code=0, objective=outcome.objective)
 
 
@@ -102,22 +118,20 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
         told = as_message(error)
         print_error(told)
         return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
-    failure = config.folder / "failure.txt"
-    failure.unlink(missing_ok=True)
-    launcher = config.launcher
-    environment = {**os.environ, "OMP_NUM_THREADS": threads_per_rank(launcher.processes)}
     worker = [sys.executable, "-m", "slayer.launching.worker", str(config.folder), command]
-    exit_code = run_ranks(worker, processes=launcher.processes, port=launcher.port, environment=environment)
-    if exit_code == 0:
+    ended = run_restarted(worker, config)
+    if ended.code == 0:
         values = Results(config.folder).values
         return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
-    error_text = failure.read_text(encoding="utf-8") if failure.exists() else _death(exit_code)
-    return Launched(exit_code=STOPPED_EXIT_CODE if error_text.startswith("stopped") else REFUSED_EXIT_CODE, objective=None, error=error_text)
+    failure, guess = config.folder / FAILURE_NAME, death(ended, config.launcher.processes)
+    if not ended.signals and (ended.code < 0 or not failure.exists()):
+        print_error(EngineError(guess))
+    why = guess if ended.code < 0 or not failure.exists() else failure.read_text(encoding="utf-8")
+    # What a signal has killed goes on when it is started again; a fault of ours, with its traceback, does not.
+    exit_code = REQUEUE_EXIT_CODE if ended.code < 0 else ended.code if ended.code in (REQUEUE_EXIT_CODE, *SECOND_SIGNALS) else REFUSED_EXIT_CODE
+    return Launched(exit_code=exit_code, objective=None, error=why, stopped=bool(ended.signals))
 
 
-def _death(exit_code: int) -> str:
-    """What is known of a worker that left no reason."""
-    if exit_code >= 0:
-        return f"the run ended with exit code {exit_code}; what it said stands in the terminal"
-    hint = ", which is what a system does that runs out of memory" if -exit_code == signal.SIGKILL else ""
-    return f"the run was killed by {signal.Signals(-exit_code).name}{hint}; start it again to go on from its newest checkpoint"
+def _reason(error: BaseException) -> str:
+    """What torch says of a lost connection, without the place in its source and its advice."""
+    return re.sub(r"^\[[^\]]*\] ", "", str(error).partition("\n")[0]).partition(". This is ")[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.config import RunConfig
+from slayer.data.cache import write_file
 from slayer.errors import SlayerError
 from slayer.launching.commandline import groups
 from slayer.launching.local import REFUSED_EXIT_CODE, Launched, launch
@@ -54,10 +55,9 @@ def _record(point: Point, **findings: Any) -> None:
     from slayer.reporting.sweep_page import write_sweep_page
 
     path = point.sweep_dir / "points" / f"{point.number:04d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     empty = {"run": "", "run_dir": "", "status": "running", "error": None, "seconds": None, "objective": None}
     values = {"number": point.number, "overrides": list(point.overrides), **empty, **findings}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_file(path, (json.dumps(values, indent=1) + "\n").encode())
     write_sweep_page(point.sweep_dir)
 
 

@@ -1,113 +1,231 @@
-"""Training and export, on all ranks."""
+"""Training and export, on all ranks: segments between which the engine is built anew, each from the newest checkpoint."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from slayer.cost.flops import peak_flops, train_flops_per_token
 from slayer.data.order.loader import Batch
 from slayer.forward import load_model, logits_of
+from slayer.models import model_hash_cached
 from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.run import Run
+from slayer.phases.session import Session
 from slayer.reporting.progress import TrainingProgress
-from slayer.reporting.trackers import Trackers, open_trackers
-from slayer.surgery.build import read_hashes, read_shape, write_trained
-from slayer.surgery.freeze import trainable_names
-from slayer.surgery.weights import combined_hash
-from slayer.training.checkpoint import Binding, RunState, load_checkpoint, newest_valid, save_checkpoint
+from slayer.surgery.build import read_shape, write_trained
+from slayer.surgery.freeze import stage_factors
+from slayer.training.checkpoint.load import load_checkpoint
+from slayer.training.checkpoint.random_state import seed_generators
+from slayer.training.checkpoint.saver import Saver
 from slayer.training.engine import TrainingEngine
 from slayer.training.frozen import FrozenAudit
-from slayer.training.loop import Callbacks, Pace, train
+from slayer.training.loop import Callbacks, Course, Ending, Pace, train
 from slayer.training.metrics import device_name
+from slayer.training.optim import trained_groups
 from slayer.training.signals import StopRequest
+from slayer.training.state import RunState
+from slayer.training.watchdog import Watchdog
+
+RETRY_SECONDS = 10.0
+"""Between two tries to save at the end of a freeze stage, where going on needs the checkpoint."""
 
 
-def fit(run: Run, stop: StopRequest, benchmarks: RunBenchmarks) -> RunState:
-    """Train from the newest valid checkpoint to the end, and export. All ranks."""
+class _EvaluationCutError(Exception):
+    """A stop was asked for in the middle of an evaluation."""
+
+
+def fit(run: Run, stop: StopRequest, watchdog: Watchdog, benchmarks: RunBenchmarks) -> tuple[RunState, Ending]:
+    """Train from the newest valid checkpoint until the end, and export, or until a stop. All ranks."""
     if run.total_steps == 0:
         if run.ranks.is_first:
             write_trained(run.expanded, {}, run.exported)
-        return RunState()
-    config, built_hashes = run.config, read_hashes(run.expanded)
-    model = load_model(run.expanded, config.engine.precision, run.ranks.device)
-    names = [name for name, _ in model.named_parameters()]
-    engine = TrainingEngine(model, trainable_names(run.plan, names), config, run.ranks)
+            _tell_exported(run)
+        return RunState(), "finished"
+    with TrainingProgress(run.console) as progress:
+        session = Session(run, stop, watchdog, benchmarks, progress)
+        try:
+            ended: Ending = "rewind"
+            while ended in ("stage", "rewind"):
+                state, ended = _segment(session)
+        finally:
+            session.close()
+    return state, ended
+
+
+def _segment(session: Session) -> tuple[RunState, Ending]:
+    """Train from the newest checkpoint until the run or its freeze stage is over, a stop, or a rewind; at the end of the run, export."""
+    with session.stop.deferred():
+        with session.watchdog.paused("build"):
+            engine, audit, state = _opened(session)
+        try:
+            saver = Saver(
+                session.checkpoints, engine, session.binding, session.run.config.train, session.facts,
+                check_frozen=lambda: audit.check_resident(engine), on_saved=session.tell_saved,
+            )  # fmt: skip
+            try:
+                state, ended = _train(session, engine, saver, state)
+                if ended == "rewind":
+                    saver.wait()
+                    session.rewind(state, engine.guard.in_a_row)
+                ended = _settled(session, saver, state, ended)
+            except BaseException:
+                saver.abandon()
+                raise
+        except BaseException:
+            engine.close()
+            raise
     try:
-        audit = FrozenAudit(run.expanded, built_hashes, engine.trainable, model.dtype)
-        audit.check(engine, "at the start")
-        binding = Binding(model=combined_hash(built_hashes), data=run.loader.fingerprint)
-        state = _resume(run, engine, binding)
-        trackers = open_trackers(config.tracker, run.folder, name=config.run, values=config.model_dump()) if run.ranks.is_first else None
-        with TrainingProgress(run.console) as progress:
-            callbacks = _callbacks(run, engine, audit, binding, trackers, progress, state, benchmarks)
-            state = train(engine, run.loader, state, run.total_steps, config.train, callbacks, _pace(run), stop)
-        if trackers is not None:
-            trackers.finish()
-        if state.step == run.total_steps:
-            _export(run, engine, audit, built_hashes, state)
+        if ended == "finished":
+            with session.watchdog.paused("export"):
+                _export(session.run, engine, audit, state)
     finally:
         engine.close()
-    return state
+    return state, ended
 
 
-def _resume(run: Run, engine: TrainingEngine, binding: Binding) -> RunState:
-    def tell(folder: Path, problem: str) -> None:
-        run.console.print(f"[yellow]checkpoint {folder.name} is damaged ({problem}) and passed over[/]")
+def _opened(session: Session) -> tuple[TrainingEngine, FrozenAudit, RunState]:
+    """The engine of the freeze stage in hand, with the newest checkpoint in it, and its frozen weights checked."""
+    run, config = session.run, session.run.config
+    folder, state = session.newest()
+    model = load_model(run.expanded, config.engine.precision, run.ranks.device)
+    names, dtype = [name for name, _ in model.named_parameters()], model.dtype
+    factors = [stage_factors(run.plan, names, stage) for stage in range(run.plan.n_stages)]
+    engine = TrainingEngine(model, trained_groups(factors, state.stage_steps), config, run.ranks)
+    try:
+        audit = FrozenAudit(run.expanded, session.built_hashes, dtype)
+        seed_generators(config.seed, run.ranks.rank)
+        if folder is not None:
+            state = replace(load_checkpoint(folder, engine, session.binding), rewinds=state.rewinds)
+            run.loader.restore(state.position)
+        audit.check(engine, "after loading" if folder is not None else "at the start")
+        _tell_start(session, state)
+    except BaseException:
+        engine.close()
+        raise
+    return engine, audit, state
 
-    newest = newest_valid(run.folder / "checkpoints", tell)
-    if newest is None:
-        return RunState()
-    state = load_checkpoint(newest, engine, binding)
-    run.loader.restore(state.position)
-    run.console.print(f"going on from step {state.step} of {run.total_steps} ({state.tokens:,} tokens trained)")
-    return state
+
+def _tell_start(session: Session, state: RunState) -> None:
+    """The first line of a log, or where an earlier start left off."""
+    run, total = session.run, session.run.total_steps
+    if session.trackers is not None:
+        # A run that was killed before its first checkpoint writes the line of step 0 again, too.
+        session.trackers.truncate_after(state.step if state.step > 0 or state.rewinds else -1)
+    if state.step > 0 and not session.is_under_way:
+        run.console.print(f"going on from step {state.step} of {total} ({state.tokens:,} tokens trained)")
+        session.record("resumed", state.step, stage=state.stage + 1, ranks=run.ranks.world, zero_stage=run.config.engine.zero_stage)
+    if run.plan.n_stages > 1:
+        run.console.print(f"freeze stage {state.stage + 1} of {run.plan.n_stages} from step {state.step}")
+    session.is_under_way = True
 
 
-def _callbacks(
-    run: Run, engine: TrainingEngine, audit: FrozenAudit, binding: Binding, trackers: Trackers | None, progress: TrainingProgress, state: RunState,
-    benchmarks: RunBenchmarks,
-) -> Callbacks:  # fmt: skip
-    def log(record: dict[str, Any]) -> None:
-        if trackers is not None:
-            trackers.log(record)
-            progress.update(record)
+def _train(session: Session, engine: TrainingEngine, saver: Saver, state: RunState) -> tuple[RunState, Ending]:
+    run, config = session.run, session.run.config
+    now: tuple[str, int] = ("build", state.step)
 
-    def evaluate(now: RunState) -> None:
-        scores = run.scorer.score_in_loop(engine.logits, micro_batch_rows=run.micro_batch_rows, device=run.ranks.device)
-        log({"step": now.step, **{f"heldout/{source}": value for source, value in scores.items()}, **benchmarks.score_in_training(engine)})
+    def beat(phase: str, step: int) -> None:
+        nonlocal now
+        now = (phase, step)
+        session.watchdog.beat(phase, step)
+
+    course = Course(
+        total_steps=run.total_steps,
+        stage_ends_at_tokens=tuple(stage.until_tokens for stage in run.plan.stages[state.stage :] if stage.until_tokens is not None),
+        mixture_steps=frozenset(stage.from_step for stage in run.loader.schedule.stages[1:]), stage_warmup_steps=config.freeze.warmup_steps,
+    )  # fmt: skip
+    callbacks = _callbacks(session, engine, saver, state)
+    with engine.around_forward(before=lambda: session.watchdog.beat(*now), after=lambda: session.watchdog.beat(*now)):
+        if state.step == 0 and not state.rewinds:
+            _log_start(session, engine)
+        return train(engine, run.loader, state, course, config.train, replace(callbacks, beat=beat), _pace(run, state.stage), session.stop)
+
+
+def _log_start(session: Session, engine: TrainingEngine) -> None:
+    run = session.run
+    tasks = session.benchmarks.score_in_training(engine) if run.config.train.evaluate_every is not None else {}
+    session.log({"step": 0, **{f"heldout/{source}": value for source, value in run.results["before"]["start"].items()}, **tasks})
+
+
+def _callbacks(session: Session, engine: TrainingEngine, saver: Saver, start: RunState) -> Callbacks:
+    run = session.run
+    staged = {"stage": start.stage + 1} if run.plan.n_stages > 1 else {}
+
+    def evaluate(now: RunState) -> bool:
+        try:
+            with _cut_by_stop(engine, session.stop):
+                scores = run.scorer.score_in_loop(engine.logits, micro_batch_rows=run.micro_batch_rows, device=run.ranks.device)
+                tasks = session.benchmarks.score_in_training(engine)
+        except _EvaluationCutError:
+            return False
+        session.log({"step": now.step, **{f"heldout/{source}": value for source, value in scores.items()}, **tasks})
+        return True
 
     def save(now: RunState) -> None:
-        audit.check(engine, f"at step {now.step}")
-        save_checkpoint(run.folder / "checkpoints", engine, now, binding, run.config.train.keep_checkpoints)
+        with session.watchdog.paused("save"):
+            saver.save(now)
 
-    if trackers is not None:
-        trackers.truncate_after(state.step)
-    if state.step == 0:
-        tasks = benchmarks.score_in_training(engine) if run.config.train.evaluate_every is not None else {}
-        log({"step": 0, **{f"heldout/{source}": value for source, value in run.results["before"]["start"].items()}, **tasks})
-    return Callbacks(on_log=log, on_evaluate=evaluate, on_save=save)
+    def skip(step: int, why: str) -> None:
+        session.record("skipped", step + 1, steps=[step + 1], why=why)
+        session.warn(f"step {step + 1} was skipped: {why}; the weights are as they were")
+
+    return Callbacks(
+        on_log=lambda record: session.log({**record, **staged}), on_evaluate=evaluate, on_save=save, on_skip=skip, must_halt=lambda: saver.is_fatal
+    )  # fmt: skip
 
 
-def _pace(run: Run) -> Pace:
-    flops = train_flops_per_token(read_shape(run.base), run.plan, run.config.data.sequence_length)
+@contextmanager
+def _cut_by_stop(engine: TrainingEngine, stop: StopRequest) -> Iterator[None]:
+    """Every rank leaves the body before the same forward pass when one of them has heard of a stop: they make the same passes."""
+
+    def cut() -> None:
+        if stop.agreed(engine.ranks):
+            raise _EvaluationCutError
+
+    with engine.around_forward(before=cut):
+        yield
+
+
+def _settled(session: Session, saver: Saver, state: RunState, ended: Ending) -> Ending:
+    """Wait for the last save. The next freeze stage begins from it, so there it is tried again until the disk takes it."""
+    with session.watchdog.paused("save"):
+        saved = saver.wait()
+        while ended == "stage" and saved is not None and saved.problem is not None and not saved.fatal:
+            time.sleep(RETRY_SECONDS)
+            if session.stop.agreed(session.run.ranks):
+                ended = "stopped"
+                break
+            saver.save(replace(state, position=session.run.loader.position(state.data_step)))
+            saved = saver.wait()
+    saver.require_good()
+    if ended == "finished" and session.stop.agreed(session.run.ranks):
+        ended = "stopped"  # started again, the run goes on with the export
+    if ended == "stopped":
+        session.record("stopped", state.step)
+    return ended
+
+
+def _pace(run: Run, stage: int) -> Pace:
+    flops = train_flops_per_token(read_shape(run.base), run.plan.at_stage(stage), run.config.data.sequence_length)
     peak = peak_flops(device_name(), run.config.engine.peak_teraflops)
     return Pace(flops_per_token=flops, peak_flops=peak * run.ranks.world if peak is not None else None)
 
 
-def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, built_hashes: dict[str, str], state: RunState) -> None:
+def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, state: RunState) -> None:
     """Write model/ from the expanded folder and the masters of what trained; its logits must be the engine's."""
     import torch
 
     audit.check(engine, "at export")
-    trained = {name: engine.state_of(name, "master") for name in engine.trainable}
+    trained = {name: engine.state_of(name, "master").cpu() for name in engine.changed}
     batch = run.loader.batch(0)
     rows = Batch(**{name: getattr(batch, name)[:1].to(run.ranks.device) for name in Batch.__dataclass_fields__})
     engine_logits = engine.logits(rows)
     if not run.ranks.is_first:
         return
     hashes = write_trained(run.expanded, trained, run.exported)
-    n_frozen = audit.check_exported(hashes, built_hashes)
+    n_frozen = audit.check_exported(hashes, engine.changed)
     with torch.inference_mode():
         exported = logits_of(load_model(run.exported, run.config.engine.precision, run.ranks.device), rows)
     shape = read_shape(run.exported)
@@ -120,3 +238,9 @@ def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, built_hashes: 
             "export_max_difference": float((exported.float() - engine_logits.float()).abs().max()),
         }
     )  # fmt: skip
+    _tell_exported(run)
+
+
+def _tell_exported(run: Run) -> None:
+    """Hashes of what was begun from and what was made of it, for runs that start from this one (warm_start)."""
+    run.results.update(base_hash=model_hash_cached(run.base), model_hash=model_hash_cached(run.exported))

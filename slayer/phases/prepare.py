@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
+
+from rich.markup import escape
 
 from slayer.data.cache import write_file
 from slayer.errors import CheckpointError, ConfigError
@@ -13,6 +16,7 @@ from slayer.importance.choosing import compared_choice
 from slayer.phases.choose import plan_chooser, plan_scores
 from slayer.phases.run import Run
 from slayer.phases.text import TEXT_IDENTITY, require_same_text
+from slayer.phases.warm_start import build_warm
 from slayer.reporting.console import print_finished, print_plan, print_proof
 from slayer.reporting.data_report import write_data_report
 from slayer.reporting.data_table import print_data
@@ -20,9 +24,11 @@ from slayer.reporting.layer_table import print_choice
 from slayer.reporting.progress import progress_bar
 from slayer.reporting.report import write_report
 from slayer.results import Results
-from slayer.surgery.build import build_expanded, read_shape
+from slayer.schema import as_override
+from slayer.stages import KEY, mended, typed_stages
+from slayer.surgery.build import build_expanded, expanded_shapes, read_shape
 from slayer.surgery.families import read_model_config
-from slayer.surgery.freeze import trainable_names
+from slayer.surgery.freeze import stage_parameters, trainable_names, unmatched_parts
 from slayer.surgery.plan import build_plan, load_plan, plan_problems
 from slayer.surgery.proof import prove
 from slayer.surgery.weights import Weights, require_space
@@ -40,8 +46,14 @@ def prepare(run: Run, command: str) -> None:
     facts = run.text.facts(run.tokenizer)
     print_data(facts, report=write_data_report(run.folder, facts), console=run.console)
     make_plan(run)
-    shape = read_shape(run.base)
-    print_plan(run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, console=run.console)
+    shape, trained = read_shape(run.base), stage_parameters(run.plan, expanded_shapes(run.base, run.plan))
+    print_plan(
+        run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, stage_parameters=trained,
+        warm_start=run.config.warm_start, console=run.console,
+    )  # fmt: skip
+    warn_of_stages(run)
+    if run.plan.stages:
+        run.results.update(stages=[{"trained_parameters": number} for number in trained])
     run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=facts["sources"], versions=versions())
     if run.config.dry_run:
         print_finished(write_report(run.folder), console=run.console)
@@ -49,7 +61,10 @@ def prepare(run: Run, command: str) -> None:
     weights_bytes = Weights(run.base).n_bytes * run.plan.n_layers // run.plan.n_base
     if not run.expanded.exists():
         require_space(run.folder, 2 * weights_bytes, "the expanded and the exported model")
-        build_expanded(run.base, run.plan, run.expanded, seed=run.config.seed)
+        if run.config.warm_start is not None:
+            build_warm(run.base, run.plan, run.expanded, other=Path(run.config.warm_start))
+        else:
+            build_expanded(run.base, run.plan, run.expanded, seed=run.config.seed)
     if "proof" not in run.results:
         prove_build(run)
     print_proof(run.results["proof"], console=run.console)
@@ -74,8 +89,25 @@ def make_plan(run: Run) -> None:
         n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers,
         tail=config.tail, prune_scores=prune_scores, expansion_scores=expansion_scores,
     )  # fmt: skip
-    trainable_names(run.plan, [f"model.layers.{index}.any" for index in range(run.plan.n_layers)])
+    names = list(expanded_shapes(run.base, run.plan))
+    problem = unmatched_parts(run.plan, names)
+    if problem is not None:
+        raise ConfigError([problem])
+    trainable_names(run.plan, names)
     run.plan.save(path)
+
+
+def warn_of_stages(run: Run) -> None:
+    """Say it when the run is over before a freeze stage begins, and which stages would fit."""
+    before_last = int(run.loader.schedule.expected_tokens(max(run.total_steps - 1, 0) * run.loader.batch_rows).sum())
+    boundaries = [stage.until_tokens for stage in run.plan.stages[:-1] if stage.until_tokens is not None]
+    unreached = [number for number, boundary in enumerate(boundaries, 2) if boundary > before_last]
+    if unreached and run.total_steps > 0:
+        fix = as_override(KEY, mended(typed_stages(run.plan.stages), before_last))
+        run.console.print(
+            f"[yellow]stage {unreached[0]} of the freeze schedule begins at {boundaries[unreached[0] - 2]:,} tokens, and the last step of this run "
+            f"at about {before_last:,}: it never begins[/]\n  [dim]stages that fit:[/] {escape(fix)}\n", soft_wrap=True,
+        )  # fmt: skip
 
 
 def prove_build(run: Run) -> None:
@@ -84,13 +116,14 @@ def prove_build(run: Run) -> None:
     expanded = load_model(run.expanded, run.config.engine.precision, run.ranks.device)
     proof = prove(base, expanded, run.plan, rows)
     del base, expanded
-    if run.plan.starts_as_base and proof.identity_max_difference != 0:
+    starts_as_base = run.plan.starts_as_base and run.config.warm_start is None
+    if starts_as_base and proof.identity_max_difference != 0:
         raise CheckpointError(
             f"inserting the new blocks moved a logit by {proof.identity_max_difference:g}, which zeroed blocks never do; "
             f"{run.expanded} is damaged: remove it and start again"
         )
     measured = {**asdict(proof), "loss_jump": proof.loss_jump}
-    if not run.plan.starts_as_base or not run.plan.new_indices:
+    if not starts_as_base or not run.plan.new_indices:
         measured["identity_max_difference"] = None
     scored = run.plan.prune_scores is not None or run.plan.expansion_scores is not None
     if scored or (run.plan.pruned and proof.loss_jump > LARGE_JUMP):

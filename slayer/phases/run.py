@@ -10,6 +10,7 @@ from slayer.evaluation.scorer import HeldoutScorer, Nats
 from slayer.phases.text import OpenedText, open_text
 from slayer.reporting.console import open_console
 from slayer.reporting.progress import progress_bar
+from slayer.models import load_tokenizer
 from slayer.results import Results
 from slayer.surgery.plan import LayerPlan, load_plan
 from slayer.training.ranks import Ranks
@@ -23,13 +24,11 @@ class Run:
     """One run on one rank: its folders, text, plan and findings."""
 
     def __init__(self, config: RunConfig, base: Path, ranks: Ranks, stop: StopRequest) -> None:
-        from transformers import AutoTokenizer
-
         self.config, self.base, self.ranks, self.stop = config, base, ranks, stop
         self.folder, self.expanded, self.exported = config.folder, config.folder / "expanded", config.folder / "model"
         self.console = open_console()
         self.console.quiet = not ranks.is_first
-        self.tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        self.tokenizer = load_tokenizer(base)
         self.micro_batch_rows = config.engine.micro_batch_rows
         self.loader: Loader
         self.scorer: HeldoutScorer

@@ -16,8 +16,22 @@ from rich.text import Text
 
 from slayer.errors import SlayerError
 from slayer.reporting.numbers import MISSING, fixed, interval, percent, share, short
-from slayer.reporting.plan_rows import SIGNS, Kind, PlanRow, PlanTotals, collapse, new_blocks_sentence, plan_rows, plan_totals
+from slayer.reporting.plan_rows import (
+    SIGNS,
+    STAGE_LEGEND,
+    Kind,
+    PlanRow,
+    PlanTotals,
+    StageRow,
+    collapse,
+    new_blocks_sentence,
+    outside_sentence,
+    plan_rows,
+    plan_totals,
+    stage_rows,
+)
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores
+from slayer.secrets import redacted_stream
 from slayer.surgery.plan import LayerPlan
 
 WIDTH = 80
@@ -30,7 +44,7 @@ COLOURS: dict[Kind, str] = {"kept": "bright_black", "new": "bold green", "pruned
 ASCII = str.maketrans({
     "░": ".", "█": "#", "▓": "@", "×": "x", "❄": "*", "●": "o", "→": ">", "–": "-", "−": "-", "·": "-", "…": ".",
     "━": "-", "╸": "-", "╺": "-", "─": "-", "│": "|", "✔": "+", "✖": "x", "±": "~", "≤": "<", "▲": "^", "▼": "v", "\u00a0": " ",
-    "≥": ">", "▏": "|", "■": "#", "▁": ".", "▂": ",", "▃": ":", "▄": ";", "▅": "+", "▆": "*", "▇": "%",
+    "◐": "c", "≥": ">", "▏": "|", "■": "#", "▁": ".", "▂": ",", "▃": ":", "▄": ";", "▅": "+", "▆": "*", "▇": "%",
 })  # fmt: skip
 
 
@@ -51,18 +65,22 @@ class AsciiStream:
 
 
 def open_console(stream: IO[str] | None = None) -> Console:
-    """A console on `stream` (default: standard output), plain where it is not a terminal, ASCII where it is not UTF-8."""
-    stream = stream or sys.stdout
+    """A console on `stream` (default: standard output), plain where it is not a terminal, ASCII where it is not UTF-8. It shows no secret."""
+    stream = redacted_stream(stream or sys.stdout)
     if not (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf"):
         stream = cast(IO[str], AsciiStream(stream))
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
     return Console(file=stream, highlight=False, width=width)
 
 
-def print_plan(plan: LayerPlan, *, block_parameters: int, other_parameters: int, console: Console | None = None) -> None:
+def print_plan(
+    plan: LayerPlan, *, block_parameters: int, other_parameters: int, stage_parameters: Sequence[int] = (), warm_start: str | None = None,
+    console: Console | None = None,
+) -> None:  # fmt: skip
     """Draw the plan: the stack in one line, a row per layer from shallow to deep, and the totals.
 
-    `block_parameters` are those of one decoder layer, `other_parameters` those of embeddings, final norm and head.
+    `block_parameters` are those of one decoder layer, `other_parameters` those of embeddings, final norm and head, `stage_parameters`
+    those that train in each freeze stage; `warm_start` is the run that this one goes on from.
     """
     console = console or open_console()
     rows = plan_rows(plan)
@@ -73,8 +91,10 @@ def print_plan(plan: LayerPlan, *, block_parameters: int, other_parameters: int,
     console.print(Padding(_strip(rows), (0, 0, 1, 0)))
     shown = fold(rows)
     console.print(_plan_table(shown, plan, block_parameters))
-    for line in _totals(plan, totals):
+    for line in _totals(plan, totals, warm_start):
         console.print(line)
+    if plan.stages:
+        console.print(_stage_grid(stage_rows(plan, stage_parameters), totals))
     console.print()
 
 
@@ -102,21 +122,20 @@ def _plan_table(rows: Sequence[PlanRow], plan: LayerPlan, block_parameters: int)
     table.add_column("what", width=32, no_wrap=True, overflow="ellipsis")
     table.add_column("", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    outside = "● trained" if plan.trains_everything else "❄ frozen"
     for row in rows:
         colour = COLOURS[row.kind]
         struck = "dim strike" if row.kind == "pruned" else ""
-        state = "" if row.kind == "pruned" else "● trained" if row.trains else "❄ frozen"
+        state = "" if row.kind == "pruned" else row.stage_mark or ("● trained" if row.trains else "❄ frozen")
         parameters = MISSING if row.kind == "pruned" else short(row.layers * block_parameters)
         table.add_row(
-            Text(row.index_label, style="bold" if row.trains else "dim"),
-            Text(SIGNS[row.kind] * (6 if row.trains else 4), style=colour),
+            Text(row.index_label, style="bold" if row.trains_whole else "dim"),
+            Text(SIGNS[row.kind] * (6 if row.trains_whole else 4), style=colour),
             Text(row.base_label, style=struck),
             Text.assemble((_WORDS[row.kind], struck or colour), f" {_what(row)}" if _what(row) else ""),
-            Text(state, style="bold green" if row.trains else "cyan dim"),
-            Text(parameters, style="" if row.trains else "dim"),
+            Text(state, style="bold green" if row.trains_whole else "green" if row.trains else "cyan dim"),
+            Text(parameters, style="" if row.trains_whole else "dim"),
         )
-    table.caption = Text(f"outside the layers: embeddings, norm and head {outside}", style="dim")
+    table.caption = Text(f"outside the layers: {outside_sentence(plan)}", style="dim")
     table.caption_justify = "left"
     return table
 
@@ -128,19 +147,32 @@ def _what(row: PlanRow) -> str:
     return f"×{row.layers}" if row.layers > 1 else row.note
 
 
-def _totals(plan: LayerPlan, totals: PlanTotals) -> list[Text]:
+def _totals(plan: LayerPlan, totals: PlanTotals, warm_start: str | None) -> list[Text]:
     new = len(plan.new_indices)
     layers = f"{plan.n_base} − {len(plan.pruned)} pruned + {new} new = {plan.n_layers}"
     removed = f", {short(totals.removed_parameters)} pruned" if plan.pruned else ""
     trained = f"{short(totals.trained_parameters)} of {short(totals.parameters)} ({share(totals.trained_parameters, totals.parameters)})"
     blocks = "everything" if plan.trains_everything else f"{totals.trained_layers} of {plan.n_layers} layers"
-    start = new_blocks_sentence(plan)
+    start = new_blocks_sentence(plan, warm_start)
     return [
         Text.assemble(("layers      ", "dim"), layers),
         *([Text.assemble(("new blocks  ", "dim"), start)] if start else []),
         Text.assemble(("parameters  ", "dim"), short(totals.parameters), removed),
-        Text.assemble(("trained     ", "dim"), ("● ", "bold green"), (trained, "bold"), f" · {blocks}"),
+        *([Text.assemble(("trained     ", "dim"), ("● ", "bold green"), (trained, "bold"), f" · {blocks}")] if not plan.stages else []),
     ]
+
+
+def _stage_grid(rows: Sequence[StageRow], totals: PlanTotals) -> Table:
+    grid = Table.grid(padding=(0, 0))
+    grid.add_column(width=12, style="dim")
+    grid.add_column()
+    for row in rows:
+        grid.add_row(f"stage {row.number}", Text.assemble((f"{row.until}: ", "bold"), row.parts))
+        if row.trained_parameters is not None:
+            trained = f"{short(row.trained_parameters)} of {short(totals.parameters)} ({share(row.trained_parameters, totals.parameters)})"
+            grid.add_row("", Text.assemble(("● ", "bold green"), (trained, "bold"), f" · {row.layers}"))
+    grid.add_row("", Text(STAGE_LEGEND, style="dim"))
+    return grid
 
 
 def print_proof(proof: Mapping[str, Any], *, console: Console | None = None) -> None:

@@ -116,6 +116,11 @@ class Stack:
     rows: tuple[PlanRow, ...]
     png: str
 
+    @property
+    def staged(self) -> bool:
+        """True where layers begin and end to train on the way."""
+        return any(row.stage_mark for row in self.rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
@@ -193,7 +198,8 @@ def _html(block: Block) -> str:
         case Picture(svg=svg):
             return f"<figure>{svg}</figure>"
         case Stack(rows=rows):
-            return '<ul class="stack">' + "".join(map(_html_layer, rows)) + "</ul>" + _LEGEND
+            legend = _LEGEND.replace(_TRAINED, _STAGED) if block.staged else _LEGEND
+            return '<ul class="stack">' + "".join(map(_html_layer, rows)) + "</ul>" + legend
         case Sample():
             return _html_sample(block)
         case PackedRow():
@@ -242,19 +248,21 @@ def _html_card(card: Card) -> str:
     )
 
 
+_TRAINED = "<span>● trained</span>"
+_STAGED = "<span>● trains, ◐ only its norms, in the stages numbered</span>"
 _LEGEND = (
     '<div class="legend"><span><i class="kept"></i>kept from the base</span><span><i class="new"></i>new block</span>'
-    '<span><i class="tail"></i>trained tail</span><span><i class="pruned"></i>pruned</span><span>❄ frozen</span><span>● trained</span>'
-    "<span>left: layer of the base, right: layer of the result</span></div>"
+    '<span><i class="tail"></i>trained tail</span><span><i class="pruned"></i>pruned</span><span>❄ frozen</span>'
+    f"{_TRAINED}<span>left: layer of the base, right: layer of the result</span></div>"
 )
 
 
 def _html_layer(row: PlanRow) -> str:
     word = {"kept": "kept", "new": "new", "pruned": "pruned", "tail": "tail"}[row.kind]
     text = f"{word} · {row.note}" if row.note else word if row.kind != "kept" else ""
-    mark = "" if row.kind == "pruned" else "● trained" if row.trains else "❄"
+    mark = "" if row.kind == "pruned" else row.stage_mark or ("● trained" if row.trains else "❄")
     return (
-        f'<li class="{"trains" if row.trains else "frozen"}"><span class="base">{row.base_label}</span>'
+        f'<li class="{"trains" if row.trains_whole else "frozen"}"><span class="base">{row.base_label}</span>'
         f'<span class="layer {row.kind}" title="{escape(text or "kept")}">{escape(text)}</span>'
         f'<span class="mark">{row.index_label} {mark}</span></li>'
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from slayer.reporting.numbers import percent
-from slayer.reporting.plan_rows import Kind, PlanRow, plan_rows
-from slayer.reporting.run_folder import HELDOUT, SOURCE_LOSS, Record, series, source_names
+from slayer.reporting.plan_rows import Kind, PlanRow, plan_rows, stage_rows
+from slayer.reporting.run_folder import HELDOUT, SOURCE_LOSS, Record, series, source_names, stage_starts
 from slayer.reporting.scores import SourceScore
 from slayer.surgery.plan import LayerPlan
 
@@ -77,6 +78,10 @@ def plan_figure(plan: LayerPlan) -> Figure:
             _draw_stack(axes, rows[column * height : (column + 1) * height], height)
         new, pruned = len(plan.new_indices), len(plan.pruned)
         figure.suptitle(f"{plan.n_base} base layers − {pruned} pruned + {new} new = {plan.n_layers}", fontweight="bold", fontsize=11)
+        lines = [f"stage {row.number}, {row.until}: {row.parts}" for row in stage_rows(plan)]
+        if lines:
+            wrapped = [piece for line in lines for piece in textwrap.wrap(line, 34 * columns + 12, subsequent_indent="    ")]
+            figure.supxlabel("\n".join([*wrapped, "● trains, ◐ only its norms, in these stages"]), fontsize=7.5, color=MUTED, x=0.04, ha="left")
         return figure
 
 
@@ -84,8 +89,8 @@ def _draw_stack(axes: Any, rows: Sequence[PlanRow], height: int) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     for place, row in enumerate(rows):
-        left, width = (0.0, 5.0) if row.kind in ("new", "tail") or row.trains else (0.5, 4.0)
-        edge = INK if row.trains else "#b42318" if row.kind == "pruned" else "none"
+        left, width = (0.0, 5.0) if row.kind in ("new", "tail") or row.trains_whole else (0.5, 4.0)
+        edge = INK if row.trains_whole else "#b42318" if row.kind == "pruned" else "none"
         dash = (0, (3, 2)) if row.kind == "pruned" else "-"
         box = FancyBboxPatch(
             (left, place + 0.12), width, 0.76, boxstyle="round,pad=0,rounding_size=0.18", facecolor=FILLS[row.kind],
@@ -97,16 +102,17 @@ def _draw_stack(axes: Any, rows: Sequence[PlanRow], height: int) -> None:
         colour = "white" if row.kind == "new" else "#b42318" if row.kind == "pruned" else INK
         axes.text(2.5, place + 0.5, label, ha="center", va="center", fontsize=7.5, color=colour)
         axes.text(-0.25, place + 0.5, row.base_label, ha="right", va="center", fontsize=7.5, color=MUTED)
-        mark = "" if row.kind == "pruned" else "● trained" if row.trains else "❄"
-        axes.text(5.25, place + 0.5, f"{row.index_label:>2} {mark}", va="center", fontsize=7.5, color=INK if row.trains else MUTED)
+        mark = "" if row.kind == "pruned" else row.stage_mark or ("● trained" if row.trains else "❄")
+        axes.text(5.25, place + 0.5, f"{row.index_label:>2} {mark}", va="center", fontsize=7.5, color=INK if row.trains_whole else MUTED)
     axes.text(-0.25, -0.3, "base", ha="right", fontsize=7.5, color=MUTED)
     axes.text(5.25, -0.3, "result", fontsize=7.5, color=MUTED)
     axes.set(xlim=(-1.1, 7.0), ylim=(height + 0.1, -0.8))
     axes.set_axis_off()
 
 
-def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str]) -> Figure:
-    """Training loss per source, raw faint and smoothed, with the learning rate below."""
+def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str], events: Sequence[Record] = ()) -> Figure:
+    """Training loss per source, raw faint and smoothed, with the learning rate below. Lines where a freeze stage begins, signs at the
+    foot where a step was skipped or the run went back (`events`: lines of events.jsonl)."""
     with figure_style():
         figure = new_figure(7.6, 3.9)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
@@ -117,8 +123,10 @@ def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str]) -> Figur
             steps, values = series(training, key)
             upper.plot(steps, values, color=colour, alpha=0.28, linewidth=0.9)
             upper.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
+        _mark_stages((upper, lower), stage_starts(training))
+        _mark_events(upper, events)
         upper.set(ylabel="nats per token", title="Training loss")
-        upper.legend(loc="upper right", ncols=len(lines))
+        upper.legend(loc="upper right", ncols=len(upper.get_legend_handles_labels()[1]))
         upper.margins(y=0.15)
         lower.plot(*series(training, "lr"), color=MUTED, linewidth=1.4)
         lower.set(xlabel="step", ylabel="rate")
@@ -126,6 +134,25 @@ def loss_figure(training: tuple[Record, ...], roles: Mapping[str, str]) -> Figur
         lower.yaxis.get_offset_text().set_fontsize(7.5)
         lower.set_ylim(bottom=0)
         return figure
+
+
+def _mark_stages(both: Sequence[Any], starts: Sequence[tuple[int, int]]) -> None:
+    for step, stage in starts:
+        for axes in both:
+            axes.axvline(step - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        both[0].annotate(
+            f"stage {stage}", (step - 0.5, 0), (4, 4), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8, color=MUTED
+        )
+
+
+def _mark_events(axes: Any, events: Sequence[Record]) -> None:
+    """Signs stand on the lower edge, as high as the figure's own words, whatever the losses are."""
+    listed = [event["steps"] for event in events if event.get("event") == "skipped" and isinstance(event.get("steps"), list)]
+    skipped = [step for steps in listed for step in steps if isinstance(step, int)]
+    rewinds = [event["to_step"] for event in events if event.get("event") == "rewind" and isinstance(event.get("to_step"), int)]
+    for steps, marker, colour, label in ((skipped, "x", REPLAY_COLOURS[0], "skipped step"), (rewinds, "<", INK, "went back to")):
+        if steps:
+            axes.plot(steps, [0.0] * len(steps), marker, color=colour, clip_on=False, transform=axes.get_xaxis_transform(), label=label, zorder=4)
 
 
 def smooth(values: Sequence[float], *, window_share: float = 0.12) -> list[float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from slayer.reporting.document import Table, markdown_table
 from slayer.reporting.numbers import count, fixed, interval, percent, share, short
+from slayer.reporting.plan_rows import stage_rows
 from slayer.reporting.run_folder import RunFolder, read_run
 from slayer.reporting.scores import source_scores, verdict_sentence
 
@@ -44,7 +45,11 @@ def _summary(run: RunFolder) -> str:
         return text
     new, pruned = len(plan.new_indices), len(plan.pruned)
     trained = "all weights were trained" if plan.trains_everything else f"only {len(plan.trainable)} layers were trained"
-    return f"{text} {new} new blocks were inserted into its {plan.n_base} layers, {pruned} layers were removed, and {trained}."
+    if plan.stages:
+        trained = f"what was trained changed in {plan.n_stages} stages"
+    warm_start = run.config.warm_start if run.config is not None else None
+    began = f", beginning from the result of {warm_start}" if warm_start is not None else ""
+    return f"{text} {new} new blocks were inserted into its {plan.n_base} layers, {pruned} layers were removed, and {trained}{began}."
 
 
 def _loading() -> str:
@@ -70,11 +75,12 @@ def _layers(run: RunFolder) -> str:
     rows = [
         ("base layers", str(plan.n_base)), ("layers", str(plan.n_layers)), ("placement", plan.strategy), ("new blocks", ", ".join(new) or "none"),
         ("pruned base layers", ", ".join(map(str, plan.pruned)) or "none"), ("last base layer", plan.tail),
-        ("trained layers", "everything" if plan.trains_everything else ", ".join(map(str, plan.trainable)) or "none"),
+        ("trained layers", "everything" if plan.trains_everything else ", ".join(map(str, plan.whole_layers)) or "none"),
     ]  # fmt: skip
     if training.get("trained_parameters") is not None:
         trained, total = training["trained_parameters"], training.get("total_parameters")
         rows.append(("trained parameters", f"{short(trained)} of {short(total)} ({share(trained, total)})"))
+    rows += [(f"stage {row.number}, {row.until}", f"{row.parts} ({row.layers})") for row in stage_rows(plan)]
     return markdown_table(Table(head=("", "value"), rows=tuple(rows)))
 
 

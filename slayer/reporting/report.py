@@ -31,13 +31,15 @@ from slayer.reporting.document import (
     to_html,
     to_markdown,
 )
+from slayer.reporting.event_words import event_sentences
 from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure, save_figure
 from slayer.reporting.layer_report import choice_blocks, layer_blocks
 from slayer.reporting.layer_scores import read_layers
 from slayer.reporting.numbers import MISSING, count, duration, fixed, interval, percent, share, short, size
-from slayer.reporting.plan_rows import new_blocks_sentence, plan_rows
-from slayer.reporting.run_folder import HELDOUT, SOURCE_TOKENS, Record, RunFolder, read_run, source_names
+from slayer.reporting.plan_rows import new_blocks_sentence, outside_sentence, plan_rows, stage_rows
+from slayer.reporting.run_folder import HELDOUT, SOURCE_TOKENS, Record, RunFolder, read_run, source_names, stage_starts
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores, verdict_sentence
+from slayer.surgery.plan import LayerPlan
 
 BITS_PER_BYTE = (
     "Bits per byte: how many bits the model needs to encode one byte of text that it has never seen. Lower is better, and models with "
@@ -66,7 +68,8 @@ def report_document(run: RunFolder) -> Document:
         ("What the model is made of", _plan_blocks(run)), ("Which layers matter", layer_blocks(layers, run.path) if layers else []),
         ("Learnt and forgotten", _score_blocks(run, scores)), ("Benchmarks", benchmark_blocks(run)),
         ("What moved in its predictions", shift_blocks(run)), ("Samples, before and after", _sample_blocks(run)),
-        ("Training", _training_blocks(run, scores)), ("Text", _data_blocks(run)), ("Reproduce it", _reproduce_blocks(run)),
+        ("Training", _training_blocks(run, scores)), ("What happened on the way", _event_blocks(run)), ("Text", _data_blocks(run)),
+        ("Reproduce it", _reproduce_blocks(run)),
     ]  # fmt: skip
     lead = _headline(run, scores)
     if layers is not None and lead == [Paragraph(text=NO_SCORES)]:
@@ -114,15 +117,38 @@ def _plan_blocks(run: RunFolder) -> list[Block]:
     if plan is not None:
         save_figure(plan_figure(plan), run.path / "figures", "plan")
         new, pruned = len(plan.new_indices), len(plan.pruned)
-        start = f", which {new_blocks_sentence(plan)}" if new else ""
+        warm_start = run.config.warm_start if run.config is not None else None
+        start = f", which {new_blocks_sentence(plan, warm_start)}" if new else ""
         blocks.append(Paragraph(text=f"{plan.n_base} base layers − {pruned} pruned + {new} new blocks{start} = {plan.n_layers} layers."))
         trained = "Everything trains." if plan.trains_everything else f"{len(plan.trainable)} layers train, everything else stays as it was."
+        if plan.stages:
+            trained = f"What trains changes on the way, in {plan.n_stages} stages; what no stage names stays as it was."
         checked = run.section("training").get("frozen_tensors_checked")
-        hashes = f" The {count(checked)} frozen tensors were compared with the base's by hash: equal." if checked else ""
+        origin = "the base's" if warm_start is None else f"those of {warm_start}"
+        hashes = f" The {count(checked)} frozen tensors were compared with {origin} by hash: equal." if checked else ""
         blocks += [Paragraph(text=trained + hashes), Stack(rows=tuple(plan_rows(plan)), png="figures/plan.png")]
+        blocks += _stage_blocks(run, plan)
         blocks += choice_blocks(run.section("choice"))
     sentences = proof_sentences(run.section("proof"))
     return [*blocks, Heading(text="Before training"), Bullets(items=tuple(sentences))] if sentences else blocks
+
+
+def _stage_blocks(run: RunFolder, plan: LayerPlan) -> list[Block]:
+    """When which parts train, none where that never changes."""
+    if not plan.stages:
+        return []
+    starts = {1: 1, **{stage: step for step, stage in stage_starts(run.training)}}
+    parameters = [row.get("trained_parameters") for row in run.rows("stages")]
+    rows = tuple(
+        (str(row.number), row.until, row.parts, row.layers, short(row.trained_parameters), count(starts.get(row.number)) if run.training else MISSING)
+        for row in stage_rows(plan, parameters)
+    )
+    head = ("stage", "lasts", "what trains, × its share of the learning rate", "layers", "parameters#", "first step#")
+    return [
+        Heading(text="What trains when"),
+        Table(head=head, rows=rows),
+        Paragraph(text=f"Outside the layers: {outside_sentence(plan)}.", quiet=True),
+    ]
 
 
 def _score_blocks(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
@@ -156,7 +182,7 @@ def _training_blocks(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
     blocks: list[Block] = []
     if len(run.training) > 1:
         roles = {score.source: score.role for score in scores} or {row.get("name", ""): row.get("role", "") for row in run.rows("data")}
-        blocks.append(picture(loss_figure(run.training, roles), run.path, "loss", "Training loss per source and learning rate"))
+        blocks.append(picture(loss_figure(run.training, roles, run.events), run.path, "loss", "Training loss per source and learning rate"))
     training = run.section("training")
     if training:
         ranks = f"{training.get('ranks', 1)} × {training.get('device', '?')}"
@@ -166,6 +192,11 @@ def _training_blocks(run: RunFolder, scores: list[SourceScore]) -> list[Block]:
         )  # fmt: skip
         blocks.append(Table(head=("", "#"), rows=rows))
     return blocks
+
+
+def _event_blocks(run: RunFolder) -> list[Block]:
+    sentences = event_sentences(run.events)
+    return [Bullets(items=tuple(sentences))] if sentences else []
 
 
 def _data_blocks(run: RunFolder) -> list[Block]:

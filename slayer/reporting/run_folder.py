@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from slayer.config import RunConfig, load_config
 from slayer.errors import SlayerError
+from slayer.reporting.events import read_events
 from slayer.surgery.plan import LayerPlan, load_plan
 
 Record = Mapping[str, Any]
@@ -21,7 +23,7 @@ SOURCE_TOKENS = "tokens/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """A run as its files tell it. Metric lines are ordered by step, each step once."""
+    """A run as its files tell it. Metric lines are ordered by step, each step once; events as they happened."""
 
     path: Path
     config: RunConfig | None
@@ -29,6 +31,7 @@ class RunFolder:
     training: tuple[Record, ...]
     heldout: tuple[Record, ...]
     results: Record
+    events: tuple[Record, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +61,7 @@ def read_run(run_dir: Path) -> RunFolder:
         path=run_dir, config=_config(run_dir / "config.yaml"), plan=_plan(run_dir / "plan.json"),
         training=_by_step(line for line in lines if not is_heldout(line)),
         heldout=_merged(line for line in lines if is_heldout(line)),
-        results=read_json(run_dir / "results.json"),
+        results=read_json(run_dir / "results.json"), events=tuple(read_events(run_dir / "events.jsonl")),
     )  # fmt: skip
 
 
@@ -110,6 +113,16 @@ def series(records: tuple[Record, ...], key: str) -> tuple[list[int], list[float
     """Steps and values of one key, without the records that lack it."""
     points = [(record["step"], float(record[key])) for record in records if isinstance(record.get(key), (int, float))]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def stage_starts(records: tuple[Record, ...]) -> list[tuple[int, int]]:
+    """(first step, stage from 1) of each freeze stage after the first, as far as the records of a staged run tell."""
+    starts = []
+    for before, record in pairwise(records):
+        stage = record.get("stage")
+        if isinstance(stage, int) and stage != before.get("stage"):
+            starts.append((before["step"] + 1, stage))  # the last step of a stage is always logged
+    return starts
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from slayer.errors import ModelError
 from slayer.surgery.families import (
+    EMBEDDINGS,
+    HEAD,
     LAYER_PREFIX,
     ModelShape,
     expanded_config,
@@ -39,6 +41,15 @@ def read_shape(folder: Path) -> ModelShape:
     for size in largest.shape:
         count *= size
     return shape_of(config, {name: info.shape for name, info in weights.infos.items()}, largest.n_bytes // max(count, 1))
+
+
+def expanded_shapes(base: Path, plan: LayerPlan) -> dict[str, tuple[int, ...]]:
+    """Shapes of the expanded model's parameters by name, before it is built: a head that is the input embedding is none of its own."""
+    config = read_model_config(base)
+    shapes = {recipe.name: recipe.shape for recipe in _recipes(config, Weights(base), plan, seed=0)}
+    if config.get("tie_word_embeddings", False):
+        shapes.pop(HEAD, None)
+    return shapes
 
 
 def build_expanded(base: Path, plan: LayerPlan, folder: Path, *, seed: int) -> dict[str, str]:
@@ -122,7 +133,16 @@ def _recipes(config: dict[str, Any], weights: Weights, plan: LayerPlan, seed: in
                 recipes.append(_averaged(weights, entry.averaged, inner, target))
             else:
                 recipes.append(_kept(weights, f"{LAYER_PREFIX}{origin}.{inner}", target))
-    return recipes + [_kept(weights, name, name) for name in outside if name not in before]
+    spare = {HEAD} if _head_is_a_copy(config, weights) else set()
+    return recipes + [_kept(weights, name, name) for name in outside if name not in before and name not in spare]
+
+
+def _head_is_a_copy(config: dict[str, Any], weights: Weights) -> bool:
+    """True for a tied model whose files hold the embeddings a second time: once they train, the copy would be a head of its own."""
+    import torch
+
+    tied = config.get("tie_word_embeddings", False) and HEAD in weights and EMBEDDINGS in weights
+    return bool(tied) and torch.equal(weights[HEAD], weights[EMBEDDINGS])
 
 
 def _kept(weights: Weights, source: str, target: str) -> Recipe:

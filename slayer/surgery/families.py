@@ -4,16 +4,20 @@ and which configuration entries count or list layers.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from slayer.errors import ModelError
+from slayer.surgery.harmless import read_json, require_harmless
 from slayer.surgery.plan import Keep, LayerPlan
 
 LAYER_PREFIX = "model.layers."
+MOST_LAYERS = 10_000
+SIZES = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
+"""Entries of config.json that count something."""
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,11 @@ class ModelShape:
     head_parameters: int
     bytes_per_parameter: int
 
+    @property
+    def tied(self) -> bool:
+        """True where the input embedding is the head too."""
+        return self.other_parameters < 2 * self.head_parameters
+
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of a supported model folder; ModelError says what is wrong with any other."""
@@ -55,20 +64,26 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         )
     if "num_hidden_layers" not in config:
         raise ModelError(f"{path} does not say num_hidden_layers; copy the model folder again")
+    for key, most in {"num_hidden_layers": MOST_LAYERS, **dict.fromkeys(SIZES, 2**31)}.items():
+        value = config.get(key)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise ModelError(f"{path} has {key}={value!r:.100}, which is no whole number from 1 to {most}; copy the model folder again")
     return config
 
 
 def read_any_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder of any architecture: enough for a model that is only scored."""
+    """config.json of a model folder of any architecture: enough for a model that is only scored.
+
+    ModelError for a folder that is none, and for one that could run code, fetch it or lead elsewhere (harmless.py).
+    """
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} does not exist; type model.path=DIR with a Hugging Face folder")
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        require_harmless(folder)
+        config = read_json(path)
     except OSError as error:
         raise ModelError(f"{folder} has no readable config.json, so it is not a Hugging Face model folder; type model.path=DIR") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path} does not hold a JSON object; copy the model folder again")
     return config
@@ -84,7 +99,12 @@ def layer_of(name: str) -> tuple[int, str] | None:
     if not name.startswith(LAYER_PREFIX):
         return None
     layer, _, inner = name[len(LAYER_PREFIX) :].partition(".")
-    return int(layer), inner
+    return (int(layer), inner) if layer.isascii() and layer.isdecimal() else None
+
+
+def is_norm(name: str) -> bool:
+    """True for the scale of an RMSNorm: a layer's two, those of queries and keys, the final one."""
+    return name.endswith("norm.weight")
 
 
 def is_residual_output(family: Family, inner: str) -> bool:

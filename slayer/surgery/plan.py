@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from slayer.config import ExpansionConfig, FreezeConfig, Init
 from slayer.errors import PlanError, Problem
+from slayer.stages import layers_problem, originals
 from slayer.surgery.placement import place, placement_problems
 
 Tail = Literal["average", "train", "frozen"]
@@ -63,6 +64,14 @@ class LayerScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeStage:
+    """What trains until so many tokens are trained (None: to the end): names of parts, each with a factor of the learning rate."""
+
+    parts: tuple[tuple[str, float], ...]
+    until_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
     """The ordered layers of the expanded model, what was pruned, and which of them train."""
 
@@ -78,6 +87,8 @@ class LayerPlan:
     """What chose the pruned layers, where a score did."""
     expansion_scores: LayerScores | None = None
     """What chose the places of the new blocks, where a score did."""
+    stages: tuple[FreezeStage, ...] = ()
+    """freeze=staged only. `trainable` are then the layers in which anything trains in any of them."""
 
     @property
     def n_layers(self) -> int:
@@ -103,6 +114,49 @@ class LayerPlan:
     def trains_everything(self) -> bool:
         """True for full fine-tuning: embeddings, head and final norm train too."""
         return self.freeze == "none"
+
+    @property
+    def n_stages(self) -> int:
+        """Stages of training: 1 where what trains never changes."""
+        return max(len(self.stages), 1)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that train in any stage; none where the plan is not staged."""
+        return tuple(dict.fromkeys(part for stage in self.stages for part, _ in stage.parts))
+
+    @property
+    def whole_layers(self) -> tuple[int, ...]:
+        """Those of `trainable` whose matrices train too, not only their norms."""
+        if not self.stages:
+            return self.trainable
+        return tuple(sorted({index for part in self.parts if part != "norms" for index in self.layers_of(part)}))
+
+    def layers_of(self, part: str) -> tuple[int, ...]:
+        """Indices of the layers in which a part of a stage trains something; none for head and embeddings."""
+        match part:
+            case "new":
+                return self.new_indices
+            case "tail":
+                return (max(self.index_of_base.values()),)
+            case "norms":
+                return tuple(self.index_of_base.values())
+        named, kept = originals(part), self.index_of_base
+        return tuple(kept[base_index] for base_index in range(self.n_base)[named] if base_index in kept) if named is not None else ()
+
+    def at_stage(self, stage: int) -> LayerPlan:
+        """The same layers as if this stage (0-based) were the only one."""
+        return self.with_stages(self.stages[stage : stage + 1]) if self.stages else self
+
+    def with_stages(self, stages: tuple[FreezeStage, ...]) -> LayerPlan:
+        """The same layers, trained in these stages."""
+        trained = {index for stage in stages for part, _ in stage.parts for index in self.layers_of(part)}
+        return replace(self, stages=stages, trainable=tuple(sorted(trained)))
+
+    def stage_at(self, tokens_trained: int) -> int:
+        """The 0-based stage that trains when so many tokens have been trained."""
+        ends = (stage.until_tokens for stage in self.stages)
+        return next((number for number, end in enumerate(ends) if end is None or tokens_trained < end), self.n_stages - 1)
 
     @property
     def starts_as_base(self) -> bool:
@@ -134,12 +188,15 @@ class LayerPlan:
         for name in ("prune_scores", "expansion_scores"):
             scores = getattr(self, name)
             values[name] = asdict(scores) if scores is not None else None
+        values["stages"] = [{"until_tokens": stage.until_tokens, "parts": dict(stage.parts)} for stage in self.stages]
         return {**values, "entries": entries, "index_of_base": self.index_of_base}
 
     def save(self, path: Path) -> None:
         """Write plan.json."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        aside = path.with_name(f".{path.name}")  # a kill leaves no half plan, which the next start would refuse
+        aside.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
 
 
 def load_plan(path: Path) -> LayerPlan:
@@ -156,8 +213,9 @@ def load_plan(path: Path) -> LayerPlan:
             n_base=values["n_base"], strategy=values["strategy"], entries=tuple(entries), pruned=tuple(values["pruned"]),
             prune_by=values["prune_by"], tail=values["tail"], freeze=values["freeze"], trainable=tuple(values["trainable"]),
             prune_scores=_load_scores(values.get("prune_scores")), expansion_scores=_load_scores(values.get("expansion_scores")),
+            stages=tuple(FreezeStage(parts=tuple(stage["parts"].items()), until_tokens=stage["until_tokens"]) for stage in values.get("stages", ())),
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"{path} is not a plan of this program ({error}); start a new run with run=NAME") from error
 
 
@@ -213,10 +271,13 @@ def build_plan(
             entries.append(Keep(base_index=base_index, averaged=averaged))
         entries += behind.get(base_index, [])
     trainable = _trainable(entries, freeze, resolved, last_kept)
-    return LayerPlan(
+    plan = LayerPlan(
         n_base=n_base, strategy=expansion.strategy, entries=tuple(entries), pruned=pruned, prune_by=prune_by, tail=resolved,
         freeze=freeze.schedule, trainable=trainable, prune_scores=prune_scores, expansion_scores=expansion_scores,
     )  # fmt: skip
+    if freeze.schedule != "staged":
+        return plan
+    return plan.with_stages(tuple(FreezeStage(parts=tuple(stage.parts.items()), until_tokens=stage.until_tokens) for stage in freeze.stages))
 
 
 def resolve_tail(tail: str, prune: int, prune_by: str) -> Tail:
@@ -238,6 +299,8 @@ def _trainable(entries: Sequence[Keep | New], freeze: FreezeConfig, tail: Tail, 
                 trains = isinstance(entry, Keep) and entry.base_index in freeze.train_layers
             case "originals":
                 trains = isinstance(entry, New) or (tail != "frozen" and entry.base_index == last_kept)
+            case "staged":
+                trains = False  # the stages say what does
         if trains:
             chosen.append(index)
     return tuple(chosen)
@@ -255,10 +318,12 @@ def plan_problems(
     """Everything about these keys that cannot be done to a model of `n_base` layers; a key that is None is not judged."""
     problems = placement_problems(expansion, n_base) if expansion is not None else []
     problems += _prune_problems(n_base, prune, prune_by, prune_layers)
+    gone: set[int] = set()
+    if prune and prune < n_base and prune_by in BY_PLACE:
+        gone = set(choose_pruned(n_base, prune, prune_by, prune_layers or (), None))
+    if freeze is not None and freeze.schedule == "staged":
+        problems += filter(None, [layers_problem(freeze.stages, n_base, gone)])
     if freeze is not None and freeze.schedule == "existing_layers":
-        gone: set[int] = set()
-        if prune and prune < n_base and prune_by in BY_PLACE:
-            gone = set(choose_pruned(n_base, prune, prune_by, prune_layers or (), None))
         left = [layer for layer in range(n_base) if layer not in gone]
         wrong = [layer for layer in freeze.train_layers if layer not in left]
         if wrong:

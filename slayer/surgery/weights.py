@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slayer.errors import EngineError, ModelError
+from slayer.surgery.harmless import read_json
+from slayer.surgery.headers import read_header
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +56,18 @@ class Weights:
         self._open: dict[Path, Any] = {}
         files = weight_files(folder)
         for file in files:
-            for name, entry in _read_header(file).items():
+            for name, entry in read_header(file).items():
                 start, end = entry["data_offsets"]
+                if name in self.infos:
+                    raise ModelError(f"{folder} stores {name} twice, in {self.infos[name].file.name} and {file.name}; copy the model folder again")
                 if entry["dtype"] not in _DTYPES:
                     raise ModelError(
                         f"{file} stores {name} as {entry['dtype']}; supported are {', '.join(_DTYPES)}. "
                         "Save the model in bfloat16 and type model.path=DIR"
                     )
                 self.infos[name] = TensorInfo(file=file, dtype=entry["dtype"], shape=tuple(entry["shape"]), n_bytes=end - start)
+        if not self.infos:
+            raise ModelError(f"{folder} holds weight files without a single tensor; copy the model folder again")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         from safetensors import safe_open
@@ -72,6 +79,9 @@ class Weights:
             self._open[info.file] = safe_open(info.file, framework="pt")
         return self._open[info.file].get_tensor(name)  # type: ignore[no-any-return]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all tensors."""
@@ -80,38 +90,26 @@ class Weights:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, in name order; ModelError when there are none or one is missing."""
-    index = folder / INDEX_NAME
+    index, single = folder / INDEX_NAME, folder / "model.safetensors"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (OSError, ModelError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(f"{index} is damaged ({error}); copy the model folder again") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelError(f"{index} is refused: it names {name!r:.100}, which is no safetensors file of this folder; type model.path=DIR")
+        if single.exists() and single.name not in names:  # transformers would read the one, the surgery the other
+            raise ModelError(f"{folder} holds model.safetensors and {INDEX_NAME}, which names other files; remove one of them")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder} lacks {', '.join(missing)}, named in its index; copy the model folder again")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if single.is_file():
+        return [single]
     pickles = sorted(path.name for path in folder.glob("*.bin")) + sorted(path.name for path in folder.glob("*.pt*"))
     hint = f" It holds {pickles[0]}, a pickle, which is never loaded: save the model again with save_pretrained(DIR)." if pickles else ""
     raise ModelError(f"{folder} has no safetensors weights (model.safetensors or {INDEX_NAME}).{hint} Then type model.path=DIR")
-
-
-def _read_header(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            size = file.stat().st_size
-            if not 0 < length <= min(size - 8, 100 << 20):
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        ends = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if 8 + length + ends != size:
-            raise ValueError(f"{size} bytes where the header asks for {8 + length + ends}")
-        return header
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is not a whole safetensors file ({error}); copy it again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +124,7 @@ class Recipe:
     @property
     def n_bytes(self) -> int:
         """Bytes of the finished tensor."""
-        import torch
-
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * torch.empty((), dtype=getattr(torch, _DTYPES[self.dtype])).element_size()
+        return _n_bytes(self.dtype, self.shape)
 
 
 def write_weights(folder: Path, recipes: list[Recipe], shard_bytes: int = 5 << 30) -> dict[str, str]:
@@ -156,16 +149,9 @@ def write_weights(folder: Path, recipes: list[Recipe], shard_bytes: int = 5 << 3
 
 
 def _write_file(path: Path, recipes: list[Recipe]) -> dict[str, str]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for recipe in recipes:
-        header[recipe.name] = {"dtype": recipe.dtype, "shape": list(recipe.shape), "data_offsets": [offset, offset + recipe.n_bytes]}
-        offset += recipe.n_bytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
     hashes: dict[str, str] = {}
     with path.open("wb") as stream:
-        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.write(safetensors_header([(recipe.name, recipe.dtype, recipe.shape) for recipe in recipes]))
         for recipe in recipes:
             digest = hashlib.sha256()
             for chunk in tensor_bytes(recipe.make()):
@@ -175,6 +161,25 @@ def _write_file(path: Path, recipes: list[Recipe]) -> dict[str, str]:
         stream.flush()
         os.fsync(stream.fileno())
     return hashes
+
+
+def safetensors_header(entries: Iterable[tuple[str, str, tuple[int, ...]]]) -> bytes:
+    """What stands before the data of tensors (name, dtype code, shape) that follow one another."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape in entries:
+        end = offset + _n_bytes(dtype, shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _n_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    import torch
+
+    return math.prod(shape) * torch.empty((), dtype=getattr(torch, _DTYPES[dtype])).element_size()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> Iterator[memoryview]:
@@ -204,8 +209,8 @@ def combined_hash(hashes: dict[str, str]) -> str:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy tokenizer and other small files beside the weights: everything but weights, indices and hidden files."""
-    skipped = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+    """Copy tokenizer and other small files beside the weights: everything but weights, indices, hidden files, and code, which is not handed on."""
+    skipped = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".pkl", ".pickle", ".py", ".so"}
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix not in skipped and not path.name.startswith(".") and not path.name.endswith(".index.json"):
             shutil.copyfile(path, target / path.name)

@@ -1,4 +1,4 @@
-"""The audit of frozen weights: their bytes must be the base's at the start, at every save and at export."""
+"""The audit of frozen weights: their bytes must be the base's after every load, at every save and at export."""
 
 from __future__ import annotations
 
@@ -14,33 +14,56 @@ if TYPE_CHECKING:
 
 
 class FrozenAudit:
-    """Hashes of the frozen tensors as they stand in the expanded folder, in the engine's compute type."""
+    """Hashes of the tensors as they stand in the expanded folder, in the engine's compute type."""
 
-    def __init__(self, expanded: Path, built_hashes: dict[str, str], trainable: list[str], dtype: torch.dtype) -> None:
+    def __init__(self, expanded: Path, built_hashes: dict[str, str], dtype: torch.dtype) -> None:
         """FrozenWeightsError when the folder itself no longer holds what was built."""
         weights = Weights(expanded)
-        self.expected: dict[str, str] = {}
-        for name in sorted(set(weights.infos) - set(trainable)):
+        self._built, self._dtype = built_hashes, dtype
+        self._start: dict[str, str] = {}
+        for name in sorted(weights.infos):
             tensor = weights[name]
             if tensor_sha256(tensor) != built_hashes[name]:
                 raise FrozenWeightsError(f"{name} in {expanded} is not what was built there; remove that folder and start the run again")
-            self.expected[name] = tensor_sha256(tensor.to(dtype))
+            self._start[name] = tensor_sha256(tensor.to(dtype))
+        self._expected: dict[str, str] = {}
+        self._resident: dict[str, str] = {}
 
     def check(self, engine: TrainingEngine, moment: str) -> int:
-        """Compare every frozen tensor of the engine; returns how many. Collective."""
-        checked = 0
+        """Compare every tensor that does not train now: with the base, or, where it trained in an earlier freeze stage, with what it had
+        become by then. Returns how many; FrozenWeightsError on every rank. Collective."""
+        trains, problem = set(engine.trainable), None
+        self._expected = {name: digest for name, digest in self._start.items() if name not in trains}
+        for name in engine.changed:
+            if name in self._expected:
+                self._expected[name] = tensor_sha256(engine.state_of(name, "master").to(self._dtype))
         for name in engine.names:
-            if name not in self.expected:
+            if name not in self._expected:
                 continue
             with engine.whole(name) as parameter:
-                if engine.ranks.is_first and tensor_sha256(parameter) != self.expected[name]:
-                    raise FrozenWeightsError(f"{name} is frozen but differs from the base {moment}; nothing was written. Please report this run")
-            checked += 1
-        return checked
+                if engine.ranks.is_first and problem is None and tensor_sha256(parameter) != self._expected[name]:
+                    problem = FrozenWeightsError(f"{name} is frozen but differs from the base {moment}; nothing was written. Please report this run")
+        problem = engine.ranks.gather(problem)[0]
+        if problem is not None:
+            raise problem
+        # Under ZeRO-3 a rank holds a part of each: its hash is taken now that the whole is known to be right.
+        names = [name for name in engine.names if name in self._expected]
+        self._resident = {name: tensor_sha256(engine.resident(name)) if engine.stage == 3 else self._expected[name] for name in names}
+        return len(names)
 
-    def check_exported(self, hashes: dict[str, str], built_hashes: dict[str, str]) -> int:
-        """Compare the hashes of exported tensors with those of the build; returns how many."""
-        changed = [name for name in self.expected if hashes.get(name) != built_hashes[name]]
-        if changed:
-            raise FrozenWeightsError(f"{len(changed)} frozen tensors changed on export, first {changed[0]}; the export was not kept")
-        return len(self.expected)
+    def check_resident(self, engine: TrainingEngine) -> None:
+        """The same for what this rank itself holds, without talking to the others: safe beside training. FrozenWeightsError."""
+        for name, digest in self._resident.items():
+            if tensor_sha256(engine.resident(name)) != digest:
+                raise FrozenWeightsError(
+                    f"{name} is frozen but has changed on rank {engine.ranks.rank}; this checkpoint was not kept. "
+                    "Start the same command again to go on from the one before; if it comes again, the memory or the GPU of that rank is failing"
+                )
+
+    def check_exported(self, hashes: dict[str, str], changed: list[str]) -> int:
+        """Compare the hashes of exported tensors, but those that trained, with the build's; returns how many."""
+        frozen = sorted(set(self._built) - set(changed))
+        wrong = [name for name in frozen if hashes.get(name) != self._built[name]]
+        if wrong:
+            raise FrozenWeightsError(f"{len(wrong)} frozen tensors changed on export, first {wrong[0]}; the export was not kept")
+        return len(frozen)

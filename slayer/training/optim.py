@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slayer.config import TrainConfig
@@ -57,11 +58,48 @@ def weight_decay(step: int, train: TrainConfig) -> float:
     return train.weight_decay if step > 0 else 0.0
 
 
-def parameter_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay (`decays`); norms and biases (one dimension) do not. Frozen tensors must not be passed at all."""
-    listed = list(parameters)
-    # ds_shape: under ZeRO-3 a partitioned tensor's own shape is empty
-    matrices = [parameter for parameter in listed if len(getattr(parameter, "ds_shape", parameter.shape)) > 1]
-    vectors = [parameter for parameter in listed if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay, "decays": True}, {"params": vectors, "weight_decay": 0.0, "decays": False}]
-    return [group for group in groups if group["params"]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedGroup:
+    """Tensors that train alike: with a factor of the learning rate, since the same step."""
+
+    names: tuple[str, ...]
+    lr_factor: float = 1.0
+    since_step: int = 0
+
+    def learning_rate(self, step: int, base_rate: float, warmup_steps: int) -> float:
+        """Rate of this group at 0-based `step`; tensors that joined a run under way warm up on their own."""
+        into = step - self.since_step
+        rising = min((into + 1) / (warmup_steps + 1), 1.0) if self.since_step > 0 else 1.0
+        return base_rate * self.lr_factor * rising
+
+
+def trained_groups(stage_factors: Sequence[Mapping[str, float]], stage_steps: Sequence[int]) -> list[TrainedGroup]:
+    """Groups of the newest freeze stage begun. `stage_factors` gives name → learning-rate factor of each stage, `stage_steps` the step
+    at which each one begun so far did.
+
+    A tensor trains since the first of the stages in a row that all train it: one that paused starts clean. Stages without a step do not count.
+    """
+    now = len(stage_steps) - 1
+    members: dict[tuple[int, float], list[str]] = {}
+    made_steps = [stage for stage in range(now) if stage_steps[stage] < stage_steps[stage + 1]]
+    for name, factor in stage_factors[now].items():
+        first = now
+        for stage in reversed(made_steps):
+            if name not in stage_factors[stage]:
+                break
+            first = stage
+        members.setdefault((stage_steps[first], factor), []).append(name)
+    return [TrainedGroup(names=tuple(names), lr_factor=factor, since_step=since) for (since, factor), names in members.items()]
+
+
+def parameter_groups(groups: Sequence[TrainedGroup], parameters: Mapping[str, torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """torch's groups, each with its `trained` group: matrices decay (`decays`); norms and biases (one dimension) do not."""
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        # ds_shape: under ZeRO-3 a partitioned tensor's own shape is empty
+        is_matrix = {name: len(getattr(parameters[name], "ds_shape", parameters[name].shape)) > 1 for name in group.names}
+        for decays in (True, False):
+            chosen = [parameters[name] for name in group.names if is_matrix[name] == decays]
+            if chosen:
+                found.append({"params": chosen, "weight_decay": weight_decay if decays else 0.0, "decays": decays, "trained": group})
+    return found

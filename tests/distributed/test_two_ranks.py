@@ -17,7 +17,8 @@ from small_training import BINDING, STAGES, RandomRows, difference, open_engine,
 from slayer.config import load_config, save_config
 from slayer.launching.compose import compose
 from slayer.pipeline import run_pipeline
-from slayer.training.checkpoint import checkpoint_folder, load_checkpoint
+from slayer.training.checkpoint.folder import checkpoint_folder
+from slayer.training.checkpoint.load import load_checkpoint
 from slayer.training.ranks import Ranks
 
 TESTS = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from small_training import (
 
 from slayer.config import load_config
 from slayer.pipeline import run_pipeline
-from slayer.training.checkpoint import RunState, checkpoint_folder, load_checkpoint
-from slayer.training.loop import train
+from slayer.training.checkpoint.folder import checkpoint_folder
+from slayer.training.checkpoint.load import load_checkpoint
+from slayer.training.loop import Course, train
 from slayer.training.ranks import Ranks, open_ranks
 from slayer.training.signals import StopRequest
+from slayer.training.state import RunState
 
 
 def fp32_case(ranks: Ranks, stage: int, folder: Path) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def stop_case(ranks: Ranks) -> dict[str, Any]:
     """Only the second rank hears of a stop; both must end at the same step."""
     config = run_config(2, micro_batch_rows=1)
     engine, diary, stop = open_engine(ranks, config), Diary(), StopRequest()
-    stop.requested = ranks.rank == 1
-    state = train(engine, RandomRows(4), RunState(), 5, config.train, diary.callbacks(engine), PACE, stop)
+    callbacks = replace(diary.callbacks(engine), beat=lambda phase, step: setattr(stop, "requested", ranks.rank == 1))
+    state, _ = train(engine, RandomRows(4), RunState(), Course(total_steps=5), config.train, callbacks, PACE, stop)
     engine.close()
     return {"step": state.step, "events": diary.events}
 

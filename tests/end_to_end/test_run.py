@@ -28,9 +28,12 @@ from slayer.pipeline import run_pipeline
 from slayer.surgery.build import build_expanded
 from slayer.surgery.freeze import trainable_names
 from slayer.surgery.plan import load_plan
-from slayer.training.checkpoint import Binding, list_checkpoints, load_checkpoint
+from slayer.training.checkpoint.folder import list_checkpoints
+from slayer.training.checkpoint.load import load_checkpoint
 from slayer.training.engine import TrainingEngine
+from slayer.training.optim import TrainedGroup
 from slayer.training.ranks import Ranks
+from slayer.training.state import Binding
 
 pytestmark = pytest.mark.usefixtures("ranks", "own_cache")
 
@@ -115,7 +118,8 @@ def test_the_result_is_plain_transformers_and_computes_what_the_engine_computed(
     config, plan = load_config(finished.path / "config.yaml"), load_plan(finished.path / "plan.json")
     build_expanded(resolve_model(config.model), plan, tmp_path / "expanded", seed=config.seed)
     model = load_model(tmp_path / "expanded", "bf16")
-    engine = TrainingEngine(model, trainable_names(plan, [name for name, _ in model.named_parameters()]), config, ranks)
+    names = trainable_names(plan, [name for name, _ in model.named_parameters()])
+    engine = TrainingEngine(model, [TrainedGroup(names=tuple(names))], config, ranks)
     try:
         newest = list_checkpoints(finished.path / "checkpoints")[-1]
         state = json.loads((newest / "state.json").read_text(encoding="utf-8"))

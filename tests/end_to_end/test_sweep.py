@@ -86,7 +86,7 @@ def test_a_point_that_is_killed_is_shown_as_failed(small: list[str], tmp_path: P
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
     os.kill(int(child), signal.SIGKILL)
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 2 and "Traceback" not in out, out
+    assert process.returncode == 75 and "Traceback" not in out, out  # started again, the killed point goes on
     (sweep,) = (tmp_path / "sweeps").iterdir()
     killed, refused = points(sweep)
     assert killed["status"] == refused["status"] == "failed" and killed["objective"] is None

@@ -13,7 +13,8 @@ import torch
 from small_training import BINDING, STAGES, RandomRows, open_engine, run_config, small_model, state_of, train_steps
 
 from slayer.forward import logits_of
-from slayer.training.checkpoint import checkpoint_folder, load_checkpoint
+from slayer.training.checkpoint.folder import checkpoint_folder
+from slayer.training.checkpoint.load import load_checkpoint
 from slayer.training.ranks import Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch sees none")]

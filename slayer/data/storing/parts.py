@@ -58,6 +58,9 @@ LOCK = ".lock"
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 """What file systems without locks answer."""
 
+SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that stop a run: its own to answer, not its workers', to which a terminal or a scheduler sends them too."""
+
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """A process per core is parallel enough."""
 
@@ -102,8 +105,9 @@ class Workers:
 
 
 def _begin(lifeline: Connection) -> None:
-    """First thing a worker does: Ctrl-C is the parent's to answer, one thread is enough, and nobody outlives the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """First thing a worker does: a stop is the parent's to answer, one thread is enough, and nobody outlives the parent."""
+    for number in SHIELDED:
+        signal.signal(number, signal.SIG_IGN)
     os.environ.update(SINGLE_THREADED)
     Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
@@ -116,13 +120,13 @@ def _end_with_parent(lifeline: Connection) -> None:
 
 @contextmanager
 def _bare_start() -> Iterator[None]:
-    """While processes start: keep Ctrl-C from their first moments, and the caller's main module out of them.
+    """While processes start: keep stops from their first moments, and the caller's main module out of them.
 
     A spawned process imports the main module of its parent again. Ours need nothing from it, and it may import torch, lack the
     `if __name__ == "__main__"` guard, or be a notebook.
     """
     main = sys.modules["__main__"]
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

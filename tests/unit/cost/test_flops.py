@@ -14,7 +14,7 @@ from slayer.config import ExpansionConfig, FreezeConfig
 from slayer.cost.flops import peak_flops, train_flops_per_token
 from slayer.surgery.build import build_expanded, read_shape
 from slayer.surgery.families import ModelShape
-from slayer.surgery.freeze import trainable_names
+from slayer.surgery.freeze import stage_factors, trainable_names
 from slayer.surgery.plan import LayerPlan, build_plan
 
 LLAMA3_8B = ModelShape(
@@ -101,6 +101,51 @@ def test_pytorch_counts_the_same(
     assert counted == pytest.approx(train_flops_per_token(replace(shape, block_parameters=matrices), plan, 2 * tokens.shape[1]), rel=1e-3)
     assert counted == pytest.approx(train_flops_per_token(shape, plan, 2 * tokens.shape[1]), rel=1e-2)
     assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+
+
+STAGES = [
+    ("new",), ("tail",), ("norms",), ("new", "norms"), ("originals[3:5]",), ("originals[3:5]", "norms"), ("embeddings",), ("new", "embeddings"),
+]  # fmt: skip
+STAGES_OF_A_HEAD = [("head",), ("tail", "head"), ("new", "norms", "head", "embeddings")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "tied"), [*((parts, tied) for tied in (False, True) for parts in STAGES), *((parts, False) for parts in STAGES_OF_A_HEAD)]
+)
+def test_pytorch_counts_the_same_in_every_stage(
+    parts: tuple[str, ...], tied: bool, make_model: Callable[..., Path], load_plain: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A stage stands between two others, of which nothing may be counted. Sizes as above."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    stages = [{"parts": dict.fromkeys(chosen, 0.5), "until_tokens": until} for chosen, until in ((("tail",), 5), (parts, 9), (("norms",), None))]
+    freeze = FreezeConfig.model_validate({"schedule": "staged", "stages": stages})
+    plan = build_plan(8, ExpansionConfig(strategy="shallow_half"), freeze, prune=1)
+    folder = make_model(
+        "llama", hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=tied
+    )
+    build_expanded(folder, plan, tmp_path / "model", seed=0)
+    model, shape = load_plain(tmp_path / "model", attn_implementation="eager"), read_shape(folder)
+    assert shape.tied == tied
+    trained = stage_factors(plan, [name for name, _ in model.named_parameters()], 1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    tokens = torch.randint(0, 61, (2, 32))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, use_cache=False).logits.float().logsumexp(-1).sum().backward()
+    matrices = sum(parameter.numel() for parameter in model.model.layers[0].parameters() if parameter.dim() == 2)
+    asked = train_flops_per_token(replace(shape, block_parameters=matrices), plan.at_stage(1), 2 * tokens.shape[1])
+    assert counter.get_total_flops() / tokens.numel() == pytest.approx(asked, rel=2e-3)
+
+
+def test_a_whole_staged_plan_costs_as_if_all_its_parts_trained_at_once() -> None:
+    def cost(*stages: tuple[str, ...]) -> float:
+        listed = [{"parts": dict.fromkeys(parts, 1.0), "until_tokens": 5 * n if n < len(stages) else None} for n, parts in enumerate(stages, 1)]
+        freeze = FreezeConfig.model_validate({"schedule": "staged", "stages": listed})
+        return train_flops_per_token(LLAMA3_8B, build_plan(32, ExpansionConfig(strategy="shallow_half"), freeze), 4096)
+
+    assert cost(("new",), ("tail", "norms")) == cost(("new", "tail", "norms")) > cost(("new", "tail")) > cost(("tail",))
+    assert cost(("new", "tail")) == train_flops_per_token(LLAMA3_8B, plan_of(32, "shallow_half", tail="train"), 4096)
 
 
 def test_peaks() -> None:

@@ -170,6 +170,31 @@ def test_paths_are_taken_as_they_are_typed(value: str, tmp_path: Path, small: li
     assert compose([*small, f"data.path={folder}"]).data.path == str(folder)
 
 
+def test_base_layers_of_a_stage_are_typed_as_they_are_read(small: list[str]) -> None:
+    natural = "freeze.stages=[{until_tokens:1_000_000,parts:{new:1}},{parts:{new:1,originals[2:4]:0.1,originals[:1]:0.2}}]"
+    config = compose([*small, "freeze=staged", natural])
+    assert [stage.parts for stage in config.freeze.stages] == [{"new": 1}, {"new": 1, "originals[2:4]": 0.1, "originals[:1]": 0.2}]
+    escaped = natural.replace("s[2:4]", r"s\[2\:4\]")
+    assert compose([*small, "freeze=staged", escaped]) == config, "one name too, however it was typed"
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens"),
+    [
+        ([], 10_000_000),
+        (["train.max_tokens=50_000"], 50_000),
+        (["train.max_steps=10"], 10 * 4 * 512),
+        (["train.max_steps=10", "train.max_tokens=50_000"], 10 * 4 * 512),
+        (["train.max_steps=10", "train.max_tokens=5_000"], 5_000),
+        (["train.max_steps=0"], 10_000_000),
+    ],
+)
+def test_the_stages_that_come_with_it_are_shares_of_the_run(words: list[str], tokens: int, small: list[str]) -> None:
+    stages = compose([*small, "freeze=staged", *words]).freeze.stages
+    assert [stage.until_tokens for stage in stages] == [tokens // 5, tokens // 2, None]
+    assert list(stages[2].parts) == ["new", "tail", "norms", "originals[-4:]"]
+
+
 def test_numbers_may_be_names(small: list[str]) -> None:
     assert compose([*small, "run=2024"]).run == "2024" and compose([*small, "tracker.project=1e3"]).tracker.project == "1e3"
 
@@ -247,6 +272,27 @@ WRONG = {
     "freeze matches what was pruned": (["freeze=existing_layers", "freeze.train_layers=[3]", "prune=1"], {"freeze.train_layers"}),
     "freeze without layers": (["freeze=existing_layers"], {"freeze.train_layers"}),
     "layers without their freeze": (["freeze.train_layers=[1]"], {"freeze.train_layers"}),
+    "stages without their freeze": (["freeze.stages=[{parts:{new:1}}]"], {"freeze.stages"}),
+    "warm-up of stages without their freeze": (["freeze.warmup_steps=3"], {"freeze.warmup_steps"}),
+    "staged without stages": (["freeze=staged", "freeze.stages=[]"], {"freeze.stages"}),
+    "an unknown part": (["freeze=staged", "freeze.stages=[{parts:{nwe:1}}]"], {"freeze.stages"}),
+    "a malformed slice": (["freeze=staged", "freeze.stages=[{parts:{originals[3]:1}}]"], {"freeze.stages"}),
+    "a slice of layers that are not there": (["freeze=staged", "freeze.stages=[{parts:{originals[2:6]:1}}]"], {"freeze.stages"}),
+    "a slice of pruned layers": (["freeze=staged", "freeze.stages=[{parts:{originals[-1:]:1}}]", "prune=1"], {"freeze.stages"}),
+    "a part at no rate": (["freeze=staged", "freeze.stages=[{parts:{new:1,tail:0}}]"], {"freeze.stages"}),
+    "a freeze stage without an end": (["freeze=staged", "freeze.stages=[{parts:{new:1}},{parts:{tail:1}}]"], {"freeze.stages"}),
+    "a last freeze stage with an end": (["freeze=staged", "freeze.stages=[{until_tokens:9,parts:{new:1}}]"], {"freeze.stages"}),
+    "a freeze stage that never begins": (
+        ["freeze=staged", "freeze.stages=[{until_tokens:4096,parts:{new:1}},{parts:{tail:1}}]", "train.max_tokens=4096"], {"freeze.stages"},
+    ),
+    "new blocks that are not there": (["freeze=staged", "expansion=none"], {"freeze.stages"}),
+    "a number with a point in a stage": (["freeze=staged", "freeze.stages=[{until_tokens:1e6,parts:{new:1}},{parts:{new:1}}]"], {"freeze.stages"}),
+    "a list of parts": (["freeze=staged", "freeze.stages=[{parts:[new,norms]}]"], {"freeze.stages"}),
+    "a word for a rate": (["freeze=staged", "freeze.stages=[{parts:{new:one}}]"], {"freeze.stages"}),
+    "an unknown key of a stage": (["freeze=staged", "freeze.stages=[{until:9,parts:{new:1}},{parts:{tail:1}}]"], {"freeze.stages"}),
+    "a stage without parts": (["freeze=staged", "freeze.stages=[{until_tokens:9},{parts:{tail:1}}]"], {"freeze.stages"}),
+    "stages that cannot be read": (["freeze=staged", "freeze.stages=[{parts:{new:1}"], {"freeze.stages"}),
+    "no list of stages": (["freeze=staged", "freeze.stages=new"], {"freeze.stages"}),
     "micro-batch": (["engine.micro_batch_rows=3"], {"engine.micro_batch_rows"}),
     "micro-batches of two": (["launcher.processes=2"], {"engine.micro_batch_rows"}),
     "processes": (["launcher.processes=3"], {"engine.micro_batch_rows"}),
@@ -306,7 +352,7 @@ def test_sweeps_are_passed_on(word: str, passed_on: str) -> None:
 
 
 def test_options_of_hydra_are_passed_on_with_their_values() -> None:
-    words = ["--cfg", "job", "-p", "train", "hydra.verbose=true", "+hydra.x=1", "--resolve", "-cd", "extra"]
+    words = ["--cfg", "job", "-p", "train", "hydra.verbose=true", "+hydra.sweeper.x=1", "--resolve", "-cd", "extra"]
     assert tolerant([*words, "prune=1"], RunConfig) == ([*words, "++prune=1"], [])
     assert tolerant(["--cfg"], RunConfig) == (["--cfg"], [])
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from slayer.errors import CheckpointError, EngineError
+from slayer.errors import CheckpointError, ConfigError, EngineError, Problem
 from slayer.launching.compose import compose
-from slayer.launching.local import as_message, launch, next_commands
-from slayer.training.ranks import require_free_port
+from slayer.launching.local import as_message, launch, next_commands, run_here
+from slayer.training.ranks import LostRankError, require_free_port
+from slayer.training.signals import Stopped
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR])
@@ -59,3 +61,36 @@ def test_what_to_type_next_can_be_typed(small: list[str], tmp_path: Path) -> Non
     ]
     planned = next_commands(compose([*words, "dry_run=true"]), shlex.join(["python", "train.py", "dry_run=true", *words]))
     assert [shlex.split(command) for command, _ in planned] == [["python", "train.py", *words]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "exit_code", "stopped", "says"),
+    [
+        (Stopped(signal.SIGUSR1), 75, True, "stopped; the same command goes on"),
+        (LostRankError("rank 0, through which the ranks meet, is gone"), 75, False, "rank 0 has lost another rank (rank 0, through"),
+        (
+            RuntimeError("[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer\nmore"),
+            75,
+            False,
+            "another rank (Connection closed by peer); the same",
+        ),
+        (ConfigError([Problem(key="prune", value=9, why="is too many", fix="prune=2")]), 2, False, "type: prune=2"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 2, False, "No space left on device"),
+    ],
+)
+def test_how_a_run_ends_is_an_exit_code_and_a_message(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    raised: BaseException, exit_code: int, stopped: bool, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("slayer.pipeline.run_pipeline", lambda *_: (_ for _ in ()).throw(raised))
+    launched = run_here(compose([*small, f"runs_dir={tmp_path}"]), "python train.py")
+    shown = capsys.readouterr()
+    assert (launched.exit_code, launched.stopped, launched.objective) == (exit_code, stopped, None) and launched.error
+    assert says in shown.out + shown.err and "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("shapes cannot be multiplied"), KeyError("loss"), OSError(errno.EBADF, "bad descriptor")])
+def test_a_fault_of_ours_keeps_its_traceback(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception) -> None:
+    monkeypatch.setattr("slayer.pipeline.run_pipeline", lambda *_: (_ for _ in ()).throw(raised))
+    with pytest.raises(type(raised)):
+        run_here(compose([*small, f"runs_dir={tmp_path}"]), "python train.py")

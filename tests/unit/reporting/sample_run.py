@@ -39,6 +39,51 @@ def sample_plan(**changes: Any) -> LayerPlan:
     return build_plan(n_base, expansion, freeze, **options)
 
 
+def staged_plan(**changes: Any) -> LayerPlan:
+    """Three stages: new blocks; the tail and all norms with them; layers 26 and 27 too (two of the last four are pruned)."""
+    parts = {"new": 1.0, "tail": 0.5, "norms": 0.5}
+    stages = [
+        {"until_tokens": 20_480, "parts": {"new": 1.0}},
+        {"until_tokens": 45_056, "parts": parts},
+        {"parts": {**parts, "originals[-4:]": 0.1}},
+    ]
+    freeze = FreezeConfig.model_validate({"schedule": "staged", "stages": stages})
+    return sample_plan(**{"prune_by": "last", "prune_scores": None, "freeze": freeze, **changes})
+
+
+def write_staged_run(folder: Path) -> Path:
+    """A run of that plan whose stages begin with steps 11 and 23, and that had its troubles."""
+    results = {**sample_results(folder.name), "stages": [{"trained_parameters": number} for number in (24_780_000, 28_350_000, 31_890_000)]}
+    run_dir = write_run(folder, results=results, plan=staged_plan())
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        if "loss" in line:
+            line["stage"] = 1 if line["step"] <= 10 else 2 if line["step"] <= 22 else 3
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run_dir / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in sample_events()), encoding="utf-8")
+    return run_dir
+
+
+def sample_events() -> list[dict[str, Any]]:
+    """One of each kind that a run records."""
+    why = "the loss is not finite"
+    events: list[dict[str, Any]] = [
+        {"event": "resumed", "step": 10, "stage": 2, "ranks": 2, "zero_stage": 2},
+        {"event": "damaged_checkpoint", "step": 12, "problem": "model.safetensors is truncated"},
+        *({"event": "skipped", "step": step, "steps": [step], "why": why} for step in (14, 15, 16)),
+        {"event": "skipped", "step": 18, "steps": [18], "why": "the gradient is 7.1 deviations above the mean"},
+        {"event": "rewind", "step": 33, "to_step": 30, "jump": 3, "skipped": 3},
+        {"event": "failed_save", "step": 34, "problem": "no space left on device"},
+        {"event": "saved_again", "step": 35},
+        {"event": "stopped", "step": 36},
+        {"event": "hung", "step": 37, "kind": "silent", "culprits": [1]},
+        {"event": "restarted", "step": 37, "code": 75},
+        {"event": "gave_up", "step": 38, "first_bad_step": 36},
+        {"event": "lost_its_way", "step": 39, "to": "<b>nowhere</b>"},
+    ]
+    return [{"time": 100.0 + number, **event} for number, event in enumerate(events)]
+
+
 def sample_config(tracker: str = "jsonl", run: str = "shallow_half-prune_2") -> RunConfig:
     sources = {
         "wikipedia_fr": SourceConfig(role="domain", builtin="wikipedia_fr"),

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from rich.console import Console
-from sample_run import sample_plan, sample_results
+from sample_run import sample_plan, sample_results, staged_plan
 
 from slayer.config import FreezeConfig
 from slayer.errors import ConfigError, Problem
@@ -58,9 +58,27 @@ def test_full_fine_tuning_trains_what_is_outside_the_layers_too():
     assert "head ● trained" in text and "(100.0 %) · everything" in text and "❄" not in text
 
 
+def test_a_staged_plan_says_when_what_trains():
+    text = printed(
+        print_plan, staged_plan(), block_parameters=3_540_000, other_parameters=28_300_000, stage_parameters=[24_780_000, 28_350_000, 31_890_000]
+    )
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("● 1–3") == 7 and text.count("◐ 2–3") == 26 and re.search(r"^ *33  ░{6} +26  kept +◐ 2 ● 3", text, re.MULTILINE)
+    assert "outside the layers: final norm ● 2–3; the rest ❄ frozen" in text
+    plain = " ".join(text.split())
+    for piece in (
+        "stage 1 until 20,480 tokens: new ● 24.8 M of 152 M (16.3 %) · 7 of 35 layers",
+        "stage 2 until 45,056 tokens: new, tail × 0.5, norms × 0.5 ● 28.4 M of 152 M (18.6 %) · 8 of 35 layers and the norms of 27",
+        "stage 3 to the end: new, tail × 0.5, norms × 0.5, originals[-4:] × 0.1 ● 31.9 M of 152 M",
+    ):
+        assert piece in plain, piece
+    assert " trained" not in text, "no one number says what trains"
+
+
 def test_a_terminal_without_utf8_gets_ascii_of_the_same_shape():
     ascii_stream = NamedStream()
     print_plan(sample_plan(), block_parameters=1_000, other_parameters=50, console=open_console(ascii_stream))
+    print_plan(staged_plan(), block_parameters=1_000, other_parameters=50, stage_parameters=[1, 2, 3], console=open_console(ascii_stream))
     print_results(sample_results(), console=open_console(ascii_stream))
     text = ascii_stream.getvalue()
     assert text.isascii() and "######" in text and "?" not in text

@@ -6,7 +6,7 @@ import ast
 import re
 
 import yaml
-from sample_run import sample_config, sample_results, write_run
+from sample_run import sample_config, sample_results, write_run, write_staged_run
 
 from slayer.config import ModelConfig, save_config
 from slayer.reporting.model_card import model_card
@@ -53,3 +53,10 @@ def test_a_card_without_results_claims_nothing(tmp_path):
 def test_a_result_that_forgot_says_so(tmp_path):
     card = model_card(write_run(tmp_path / "run", results=sample_results(replay=5.0)))
     assert "wikipedia_en text worse than its base: it needs 5.0 % more bits per byte" in card
+
+
+def test_a_staged_run_lists_its_stages(tmp_path):
+    card = model_card(write_staged_run(tmp_path / "run"))
+    assert "what was trained changed in 3 stages" in card
+    assert "| stage 2, until 45,056 tokens | new, tail × 0.5, norms × 0.5 (8 of 35 layers and the norms of 27) |" in card
+    assert "| trained layers | 2, 5, 8, 11, 14, 17, 20, 33, 34 |" in card

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from page_checker import checked
-from sample_run import sample_facts, sample_plan, sample_results, write_run
+from sample_run import sample_facts, sample_plan, sample_results, staged_plan, write_run, write_staged_run
 
 from slayer.reporting.data_report import write_data_report
 from slayer.reporting.report import measured_shares, shares_off_plan, write_report
@@ -49,6 +49,34 @@ def test_the_page_draws_each_layer_once(run_dir):
     assert page.count('<span class="layer kept"') == 28
     assert page.count('<span class="layer new"') == page.count('<li class="trains">') == 7
     assert page.count('<span class="layer pruned"') == 2
+
+
+def test_a_staged_run_says_when_what_trained_and_what_happened(tmp_path):
+    page = write_report(write_staged_run(tmp_path / "staged")).read_text(encoding="utf-8")
+    assert page.count("● 1–3</span>") == 7 and page.count("◐ 2–3</span>") == 26 and page.count('<li class="trains">') == 9
+    markdown = (tmp_path / "staged" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    for text in (checked(page).text, markdown):
+        plain = "".join(text.replace("|", " ").split())  # the cells of a table touch
+        for piece in (
+            "What trains changes on the way, in 3 stages",
+            "2 until 45,056 tokens new, tail × 0.5, norms × 0.5 8 of 35 layers and the norms of 27 28.4 M 11",
+            "3 to the end new, tail × 0.5, norms × 0.5, originals[-4:] × 0.1 9 of 35 layers and the norms of 26 31.9 M 23",
+            "Outside the layers: final norm ● 2–3; the rest ❄ frozen", "What happened on the way",
+            "Steps 14, 15 and 16 were skipped: the loss is not finite.", "Went back from step 33 to the checkpoint of step 30",
+        ):  # fmt: skip
+            assert piece.replace(" ", "") in plain, piece
+    assert "<b>nowhere" not in page
+
+
+def test_a_run_of_one_schedule_without_trouble_speaks_of_neither(run_dir):
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert not [words for words in ("What trains when", "What happened on the way", "◐", "stage 1", "stages numbered") if words in page]
+
+
+def test_a_staged_run_that_was_only_planned_shows_its_stages(tmp_path):
+    staged_plan().save(tmp_path / "plan.json")
+    page = checked(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "until 20,480 tokens" in page and "What trains when" in page
 
 
 def test_what_a_model_wrote_cannot_become_markup(tmp_path):

@@ -1,33 +1,27 @@
-"""Trackers: metrics.jsonl is always whole, the others work for real, and none of them can stop or slow a run."""
+"""metrics.jsonl is always whole, tensorboard and trackio work for real, and nothing that happens to them can stop or slow a run."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
-import textwrap
+import sqlite3
+import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sample_run import sample_config, sample_records
+from tracker_runs import feeders, log_steps, opened, start_program, steps, tensorboard_steps, trackio_steps
+from wandb_server import wait_until
 
+from slayer.reporting import tracker_process
 from slayer.reporting import trackers as module
 from slayer.reporting.run_folder import read_metrics
-from slayer.reporting.trackers import BackgroundTracker, JsonlTracker, Trackers, open_trackers
+from slayer.reporting.trackers import JsonlTracker, Trackers, sync_command, track_once
 
-
-def opened(tmp_path: Path, name: str = "jsonl") -> Trackers:
-    config = sample_config(name) if name != "jsonl" else sample_config()
-    return open_trackers(config.tracker, tmp_path, name=config.run, values=config.model_dump())
-
-
-def steps(path: Path) -> list[int]:
-    return [record["step"] for record in read_metrics(path)]
+STEPS_OF = {"tensorboard": tensorboard_steps, "trackio": trackio_steps}
+LOCAL = pytest.mark.parametrize("name", STEPS_OF)
 
 
 def test_each_line_is_on_disk_when_log_returns(tmp_path):
@@ -36,7 +30,7 @@ def test_each_line_is_on_disk_when_log_returns(tmp_path):
         trackers.log(record)
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == number
     trackers.finish()
-    assert read_metrics(tmp_path / "metrics.jsonl") == sample_records(3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == sample_records(3) and not trackers.unsent
 
 
 def test_a_resumed_run_repeats_no_step_and_mends_a_torn_line(tmp_path):
@@ -47,17 +41,8 @@ def test_a_resumed_run_repeats_no_step_and_mends_a_torn_line(tmp_path):
     for step in (6, 7):
         trackers.log({"step": step})
     trackers.finish()
-    assert steps(path) == [1, 2, 3, 4, 5, 6, 7]
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
     assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-
-
-def test_without_truncation_a_torn_line_does_not_swallow_the_next(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo', encoding="utf-8")
-    tracker = JsonlTracker(path)
-    tracker.log({"step": 2})
-    tracker.finish()
-    assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_numbers_json_does_not_know_become_null(tmp_path):
@@ -70,129 +55,159 @@ def test_numbers_json_does_not_know_become_null(tmp_path):
 def test_a_full_disk_is_told_once_and_the_run_goes_on(caplog):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    tracker = JsonlTracker(Path("/dev/full"))
-    trackers = Trackers(tracker)
+    trackers = Trackers(JsonlTracker(Path("/dev/full")))
     for step in range(5):
         trackers.log({"step": step})
     trackers.finish()
     assert len(caplog.records) == 1 and "No space left" in caplog.text
 
 
-def test_tensorboard_for_real(tmp_path):
-    pytest.importorskip("tensorboard")
-    trackers = opened(tmp_path, "tensorboard")
+def test_a_place_that_cannot_be_cut_is_told_and_the_run_goes_on(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").mkdir()
+    trackers = opened(tmp_path)
+    trackers.truncate_after(3)
+    log_steps(trackers, range(4, 6))
+    (tmp_path / "metrics.jsonl").rmdir()
+    log_steps(trackers, range(6, 8))
+    trackers.finish()
+    assert len(caplog.records) == 1 and steps(tmp_path) == [4, 5, 6, 7]
+
+
+@LOCAL
+def test_a_run_a_rewind_and_a_resume_leave_each_step_once(tmp_path, name):
+    trackers = opened(tmp_path, name)
     for record in sample_records(10):
         trackers.log(record)
+    trackers.truncate_after(6)
+    log_steps(trackers, range(7, 13))
     trackers.finish()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    assert not trackers.unsent and not feeders()
+    held = [step for step in STEPS_OF[name](tmp_path) if step]
+    assert held == list(range(1, 13))
+    trackers = opened(tmp_path, name)
+    trackers.truncate_after(11)
+    log_steps(trackers, range(12, 15))
+    trackers.finish()
+    assert [step for step in STEPS_OF[name](tmp_path) if step] == list(range(1, 15)) == [step for step in steps(tmp_path) if step]
 
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 11))
-    assert [event.step for event in events.Scalars("heldout/wikipedia_fr")] == [0, 10]
 
-
-def run_tracker(name: str, run_dir: Path, environment: dict[str, str]) -> tuple[float, str]:
-    """Log ten steps in a process of its own; returns its seconds and what it wrote to standard error."""
-    program = textwrap.dedent(f"""
-        from pathlib import Path
-        from sample_run import sample_config, sample_records
-        from slayer.reporting.trackers import open_trackers
-        config = sample_config({name!r})
-        trackers = open_trackers(config.tracker, Path({str(run_dir)!r}), name=config.run, values=config.model_dump())
+def test_what_tensorboard_and_trackio_hold_is_what_was_logged(tmp_path):
+    for name in STEPS_OF:
+        trackers = opened(tmp_path / name, name)
         for record in sample_records(10):
             trackers.log(record)
         trackers.finish()
-    """)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "TRACKIO"))}
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**kept, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert steps(run_dir / "metrics.jsonl")[-1] == 10
-    return time.monotonic() - started, done.stderr
+    assert tensorboard_steps(tmp_path / "tensorboard", "heldout/wikipedia_fr") == [0, 10]
+    (database,) = (tmp_path / "trackio" / "trackio").glob("*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT timestamp, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert len(rows) == len(sample_records(10)) and json.loads(rows[1][2])["loss"] == sample_records(1)[1]["loss"]
+    assert rows[1][0].startswith("1970-01-01T00:00:02"), "the time of the record, not of its sending"
 
 
-def test_wandb_offline_for_real(tmp_path):
-    pytest.importorskip("wandb")
-    _, errors = run_tracker("wandb", tmp_path, {"WANDB_MODE": "offline"})
-    assert "tracker wandb" not in errors
-    logs = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(logs) == 1
-    content = logs[0].read_bytes()
-    assert b"wikipedia_fr" in content and b"conftest" not in content and b"git" not in content.replace(b"digit", b"")
+@LOCAL
+def test_a_folder_that_is_cleared_in_the_middle_is_written_anew(tmp_path, name):
+    import shutil
 
-
-def test_wandb_without_a_network_goes_offline_by_itself(tmp_path):
-    pytest.importorskip("wandb")
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
-    _, errors = run_tracker("wandb", tmp_path, key)
-    assert "tracker wandb" not in errors and list((tmp_path / "wandb").glob("offline-run-*"))
-
-
-def test_trackio_for_real(tmp_path):
-    pytest.importorskip("trackio")
-    import sqlite3
-
-    _, errors = run_tracker("trackio", tmp_path, {})
-    assert "tracker trackio" not in errors
-    databases = list((tmp_path / "trackio").glob("*.db"))
-    assert len(databases) == 1
-    with sqlite3.connect(databases[0]) as database:
-        assert {row[0] for row in database.execute("SELECT step FROM metrics")} == set(range(11))
-
-
-class Raises:
-    def log(self, record):
-        raise RuntimeError("no such server")
-
-    def finish(self):
-        raise AssertionError("a dropped tracker is not finished")
-
-
-class Hangs:
-    def log(self, record):
-        time.sleep(60)
-
-    def finish(self):
-        pass
-
-
-def test_a_tracker_that_raises_is_told_once_and_dropped(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        trackers = Trackers(JsonlTracker(tmp_path / "metrics.jsonl"), [BackgroundTracker("bad", Raises)])
-        for step in range(20):
-            trackers.log({"step": step})
-        trackers.finish()
-    assert steps(tmp_path / "metrics.jsonl") == list(range(20))
-    assert [record.getMessage() for record in caplog.records] == [
-        "tracker bad failed (RuntimeError: no such server). The run goes on; metrics.jsonl has every number."
-    ]
-
-
-def test_a_tracker_that_hangs_slows_nothing(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(module, "FINISH_SECONDS", 0.2)
-    monkeypatch.setattr(module, "QUEUE_RECORDS", 50)
-    trackers = Trackers(JsonlTracker(tmp_path / "metrics.jsonl"), [BackgroundTracker("slow", Hangs)])
-    started = time.monotonic()
-    for step in range(100):
-        trackers.log({"step": step})
+    trackers = opened(tmp_path, name)
+    log_steps(trackers, range(1, 4))
+    assert wait_until(lambda: list((tmp_path / name).glob("*")) and _holds(name, tmp_path, 3))
+    shutil.rmtree(tmp_path / name)
+    log_steps(trackers, range(4, 8))
     trackers.finish()
-    assert time.monotonic() - started < 2
-    assert len(caplog.records) == 1 and "does not keep up" in caplog.text
+    assert not trackers.unsent and STEPS_OF[name](tmp_path) == list(range(1, 8))
+
+
+def _holds(name: str, folder: Path, n_steps: int) -> bool:
+    try:
+        return len(STEPS_OF[name](folder)) == n_steps
+    except (KeyError, ValueError, sqlite3.Error):
+        return False
+
+
+def test_a_locked_database_and_a_file_in_the_way_of_a_folder_cost_the_run_nothing(tmp_path, caplog, monkeypatch):
+    locked, blocked = tmp_path / "locked", tmp_path / "blocked"
+    before = opened(locked, "trackio")
+    log_steps(before, range(1, 3))
+    before.finish()
+    monkeypatch.setattr(module, "FINISH_SECONDS", 1.0)
+    (database,) = (locked / "trackio").glob("*.db")
+    blocked.mkdir()
+    (blocked / "tensorboard").write_text("in the way")
+    with sqlite3.connect(database) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        both = opened(locked, "trackio"), opened(blocked, "tensorboard")
+        took = [seconds for trackers in both for seconds in log_steps(trackers, range(3, 60), seconds=0.01)]
+        started = time.monotonic()
+        for trackers in both:
+            trackers.finish()
+        assert time.monotonic() - started < 2 * 1.0 + 1 and statistics.median(took) < 1e-3
+        connection.rollback()
+    assert all(trackers.unsent for trackers in both) and not feeders()
+    assert sync_command(locked) in caplog.text and sync_command(blocked) in caplog.text and len(caplog.records) == 2
+    assert steps(locked) == list(range(1, 60)) and steps(blocked) == list(range(3, 60))
+
+
+def test_a_process_that_was_killed_is_started_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tracker_process, "FIRST_RETRY_SECONDS", 0.1)
+    trackers = opened(tmp_path, "tensorboard")
+    log_steps(trackers, range(1, 4))
+    feeders()[0].kill()
+    assert wait_until(lambda: trackers.log({"step": 4, "loss": 1.0}) or caplog.records)
+    trackers.truncate_after(3)
+    log_steps(trackers, range(4, 30), seconds=0.02)
+    trackers.finish()
+    assert not trackers.unsent and tensorboard_steps(tmp_path) == list(range(1, 30))
+    assert "ended with exit code -9" in caplog.text and len(caplog.records) == 1
 
 
 def test_a_missing_package_names_the_command(tmp_path, caplog, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trackio", None)
-    trackers = opened(tmp_path, "trackio")
-    trackers.log({"step": 1})
+    (tmp_path / "trackio.py").write_text("raise ImportError('no such package')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trackers = opened(tmp_path / "run", "trackio")
+    log_steps(trackers, [1])
     trackers.finish()
-    assert "pip install 'slayer[trackers]'" in caplog.text and len(caplog.records) == 1
+    assert trackers.unsent and "pip install 'slayer[trackers]'" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_run_that_is_killed_or_crashes_still_gets_its_last_lines_sent(tmp_path):
+    program = """
+        for record in sample_records(30):
+            trackers.log(record)
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL) if sys.argv[3] == "killed" else 1 / 0
+    """
+    for how in ("killed", "crashes"):
+        process = start_program(program, "tensorboard", tmp_path / how, how)
+        process.communicate(timeout=30)
+        assert process.returncode != 0
+    for how in ("killed", "crashes"):
+        assert wait_until(lambda folder=tmp_path / how: _holds("tensorboard", folder, 30))
+
+
+@LOCAL
+def test_an_evaluation_stands_beside_the_run_once(tmp_path, caplog, name):
+    trackers = opened(tmp_path, name)
+    log_steps(trackers, range(1, 4))
+    trackers.finish()
+    for score in (0.4, 0.5):
+        track_once(sample_config(name).tracker, tmp_path, name="again", values={"limit": 8}, record={"eval/piqa/acc": score})
+    assert not caplog.records
+    if name == "tensorboard":
+        assert tensorboard_steps(tmp_path) == [1, 2, 3]
+        assert len(list((tmp_path / "tensorboard" / "evaluation").iterdir())) == 1
+    else:
+        (database,) = (tmp_path / "trackio").glob("*.db")
+        with sqlite3.connect(database) as connection:
+            rows = connection.execute("SELECT run_name, metrics FROM metrics ORDER BY id").fetchall()
+        assert [run for run, _ in rows] == 3 * [sample_config().run] + ["again-evaluation"]
+        assert json.loads(rows[-1][1]) == {"eval/piqa/acc": 0.5}
+
+
+def test_jsonl_needs_no_process_of_its_own(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trackers = opened(tmp_path)
+        log_steps(trackers, range(3))
+        assert not feeders()
+        trackers.finish()
+    assert not caplog.records

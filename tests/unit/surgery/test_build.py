@@ -370,3 +370,18 @@ def test_sizes_are_those_of_the_loaded_model(family: str, tied: bool, make_model
     assert shape.other_parameters + 8 * shape.block_parameters == sum(tensor.numel() for tensor in model.parameters())
     assert (shape.hidden_size, shape.vocabulary, shape.attention_width, shape.bytes_per_parameter) == (16, 61, 16, 2)
     assert shape.head_parameters == model.lm_head.weight.numel()
+
+
+def test_a_second_copy_of_tied_embeddings_is_left_out(make_model: Callable[..., Path], load_plain: Callable[..., Any], tmp_path: Path) -> None:
+    """Some folders of tied models hold the head as well. Kept, it would be stale as soon as the embeddings train."""
+    base = make_model("llama", tie_word_embeddings=True)
+    copied = shutil.copytree(base, tmp_path / "base")
+    tensors = load_file(copied / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, copied / "model.safetensors", {"format": "pt"})
+    plan = build_plan(8, ExpansionConfig(strategy="shallow_half"), FreezeConfig(schedule="none"))
+    hashes = build_expanded(copied, plan, tmp_path / "expanded", seed=0)
+    assert hashes == build_expanded(base, plan, tmp_path / "plain", seed=0) and "lm_head.weight" not in hashes
+    changed = {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"] + 1}
+    write_trained(tmp_path / "expanded", changed, tmp_path / "model")
+    model = load_plain(tmp_path / "model")
+    assert torch.equal(model.lm_head.weight, changed["model.embed_tokens.weight"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from slayer.config import ExpansionConfig, FreezeConfig
@@ -23,6 +23,17 @@ def expansion(strategy: str = "shallow_half", **keys: Any) -> ExpansionConfig:
 
 def freeze(schedule: str = "originals", *layers: int) -> FreezeConfig:
     return FreezeConfig.model_validate({"schedule": schedule, "train_layers": list(layers)})
+
+
+def staged(*stages: tuple[dict[str, float], int | None]) -> FreezeConfig:
+    listed = [{"parts": parts, "until_tokens": until} for parts, until in stages]
+    return FreezeConfig.model_validate({"schedule": "staged", "stages": listed})
+
+
+part_names = st.sampled_from(["new", "tail", "norms", "head", "embeddings", "originals[:]", "originals[0:1]", "originals[-2:]"])
+part_lists = st.dictionaries(part_names, st.sampled_from([1.0, 0.5, 0.01]), min_size=1, max_size=4)
+boundaries = st.lists(st.integers(1, 10**6), max_size=3, unique=True).map(lambda ends: [*sorted(ends), None])
+stage_lists = boundaries.flatmap(lambda ends: st.tuples(*(st.tuples(part_lists, st.just(end)) for end in ends)))
 
 
 def picture(plan: LayerPlan) -> str:
@@ -56,7 +67,7 @@ def plans(draw: st.DrawFn) -> LayerPlan:
     numbers = st.lists(st.floats(-1, 9), min_size=n_base, max_size=n_base).map(measured)
     by_score = strategy in ("least_important", "most_important")
     scores = {"prune_scores": draw(numbers) if prune_by == "removal" else None, "expansion_scores": draw(numbers) if by_score else None}
-    schedule = draw(st.sampled_from([freeze(), freeze("none"), freeze("existing_layers", 0, n_base - 1)]))
+    schedule = draw(st.sampled_from([freeze(), freeze("none"), freeze("existing_layers", 0, n_base - 1), staged(*draw(stage_lists))]))
     tail = draw(st.sampled_from(["auto", "average", "train", "frozen"]))
     return build_plan(n_base, chosen, schedule, prune=prune, prune_by=prune_by, prune_layers=layers, tail=tail, **scores)
 
@@ -202,13 +213,68 @@ def test_what_trains() -> None:
     assert build_plan(8, expansion("none"), freeze("existing_layers", 3)).trainable == (3,)
 
 
+THREE = staged(
+    ({"new": 1.0}, 1_000), ({"new": 1.0, "tail": 0.5, "norms": 0.5}, 5_000), ({"new": 1.0, "originals[-4:]": 0.1, "embeddings": 0.01}, None)
+)  # fmt: skip
+
+
+def test_stages_train_their_layers_and_the_plan_those_of_any_stage() -> None:
+    plan = build_plan(8, expansion(), THREE, prune=2)  # 0 1 + 2 3 + 4 5
+    assert plan.n_stages == 3 and plan.new_indices == (2, 5) and plan.trainable == tuple(range(8)) and not plan.trains_everything
+    stages = [plan.at_stage(stage) for stage in range(3)]
+    assert [stage.trainable for stage in stages] == [(2, 5), tuple(range(8)), (2, 5, 6, 7)]
+    assert [stage.whole_layers for stage in stages] == [(2, 5), (2, 5, 7), (2, 5, 6, 7)], "of base layers 4 to 7 two are pruned"
+    assert [stage.parts for stage in stages] == [("new",), ("new", "tail", "norms"), ("new", "originals[-4:]", "embeddings")]
+    assert [stage.n_stages for stage in stages] == [1, 1, 1] and stages[1].at_stage(0) == stages[1]
+    assert all((stage.entries, stage.tail, stage.freeze) == (plan.entries, plan.tail, plan.freeze) for stage in stages)
+    frozen_tail = build_plan(8, expansion(), THREE, prune=2, tail="frozen")
+    assert frozen_tail.at_stage(1).whole_layers == (2, 5, 7), "a part trains the last layer whatever tail= says"
+
+
+def test_a_plan_that_is_not_staged_has_one_stage_that_is_itself() -> None:
+    plan = build_plan(8, expansion(), freeze(), prune=2)
+    assert plan.n_stages == 1 and plan.at_stage(0) is plan and plan.stage_at(0) == plan.stage_at(10**12) == 0
+    assert plan.whole_layers == plan.trainable == (2, 5, 7) and plan.parts == ()
+
+
+def test_a_stage_ends_with_the_first_step_from_which_so_many_tokens_are_trained() -> None:
+    plan = build_plan(8, expansion(), THREE)
+    assert [plan.stage_at(tokens) for tokens in (0, 999, 1_000, 1_001, 4_999, 5_000, 10**12)] == [0, 0, 1, 1, 1, 2, 2]
+
+
+@settings(deadline=None)
+@given(plan=plans(), tokens=st.lists(st.integers(0, 2 * 10**6), min_size=2, max_size=5).map(sorted))
+def test_stages_follow_one_another_and_together_are_the_plan(plan: LayerPlan, tokens: list[int]) -> None:
+    numbers = [plan.stage_at(number) for number in tokens]
+    assert numbers == sorted(numbers) and numbers[0] >= 0 and numbers[-1] < plan.n_stages
+    ends = [stage.until_tokens for stage in plan.stages[:-1]]
+    assert plan.stage_at(0) == 0 and [plan.stage_at(end or 0) for end in ends] == list(range(1, plan.n_stages))
+    layers = {index for stage in range(plan.n_stages) for index in plan.at_stage(stage).trainable}
+    assert layers == set(plan.trainable) >= set(plan.whole_layers)
+
+
+def test_a_plan_of_before_there_were_stages_still_loads(tmp_path: Path) -> None:
+    plan = build_plan(8, expansion(), freeze())
+    plan.save(tmp_path / "plan.json")
+    values = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert values.pop("stages") == []
+    (tmp_path / "plan.json").write_text(json.dumps(values), encoding="utf-8")
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_the_order_of_the_parts_of_a_stage_is_kept(tmp_path: Path) -> None:
+    plan = build_plan(8, expansion(), staged(({"tail": 0.5, "norms": 0.25, "new": 1.0}, None)))
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json").stages[0].parts == (("tail", 0.5), ("norms", 0.25), ("new", 1.0))
+
+
 def test_starting_as_the_base_needs_zeroed_outputs() -> None:
     assert build_plan(4, expansion(), freeze()).starts_as_base
     assert not build_plan(4, expansion(zero_outputs=False), freeze()).starts_as_base
     assert build_plan(4, expansion("none"), freeze()).starts_as_base
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"entries": [{"kind": "keep"}]}', "null", "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"stages": [3]}', '{"entries": [{"kind": "keep"}]}', "null", "\xff"])
 def test_what_is_no_plan_is_refused_with_its_path(text: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(text.encode("latin-1"))
@@ -237,6 +303,11 @@ def test_impossible_pruning_and_freezing_is_refused_with_a_fix() -> None:
     assert problems(4, train_5) == [("freeze.train_layers", [5], "freeze.train_layers=[0]")]
     assert problems(8, train_5) == problems(8, train_5, prune=2) == problems(8, train_5, prune=3, prune_by="removal") == []
     assert problems(8, train_5, prune=3) == [("freeze.train_layers", [5], "freeze.train_layers=[0]")]
+    deep = staged(({"originals[6:8]": 1.0}, None))
+    assert problems(8, deep) == problems(8, deep, prune=1) == problems(8, deep, prune=2, prune_by="removal") == []
+    typed = [{"parts": {"originals[6:8]": 1}}]
+    assert problems(8, deep, prune=2) == [("freeze.stages", typed, "'freeze.stages=[{parts:{originals[4:6]:1}}]'")]
+    assert problems(4, deep) == [("freeze.stages", typed, "'freeze.stages=[{parts:{originals[2:4]:1}}]'")]
     both = freeze("existing_layers", 0, 5)
     gone = {"prune": 2, "prune_by": "explicit"}
     assert problems(8, both, **gone, prune_layers=[0, 1]) == [("freeze.train_layers", [0, 5], "freeze.train_layers=[5]")]

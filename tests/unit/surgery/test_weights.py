@@ -15,7 +15,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from slayer.errors import EngineError, ModelError
-from slayer.surgery.weights import Recipe, Weights, combined_hash, require_space, tensor_bytes, tensor_sha256, weight_files, write_weights
+from slayer.surgery.weights import (
+    Recipe,
+    Weights,
+    combined_hash,
+    copy_companions,
+    require_space,
+    tensor_bytes,
+    tensor_sha256,
+    weight_files,
+    write_weights,
+)
 
 CODES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -150,6 +160,18 @@ def test_a_type_that_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"stores a as F8_E4M3; supported are .*BF16"):
         Weights(tmp_path)
+
+
+def test_companions_are_small_files_without_code(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for folder in (source / "custom_generate", target):
+        folder.mkdir(parents=True)
+    kept = ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja", "README.md")
+    left = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "modeling_x.py", "x.so", "x.pkl", ".gitattributes")
+    for name in (*kept, *left, "custom_generate/generate.py"):
+        (source / name).write_text("x", encoding="utf-8")
+    copy_companions(source, target)
+    assert sorted(path.name for path in target.rglob("*")) == sorted(kept)
 
 
 def test_room_on_the_disk_is_asked_for_where_the_folder_will_be(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_decay_shrinks_trained_matrices_alone(ranks: Ranks, stage: int, precisio
     try:
         for _ in range(2):
             engine.forward_backward(without_labels(RandomRows(4).batch(0)), 1)
-            engine.update(0.01, 0.5)
+            engine.update(1, 0.01, 0.5)
         assert engine.gradient_norm() == 0
         after = weights_of(engine)
         for name, before in start.items():

@@ -45,13 +45,16 @@ def open_on(folder: Path, ranks: Ranks, stage: int, precision: str) -> TrainingE
 def test_a_flipped_bit_in_the_engine(built: Path, ranks: Ranks, stage: int, precision: str) -> None:
     engine = open_on(built, ranks, stage, precision)
     try:
-        audit = FrozenAudit(built, read_hashes(built), engine.trainable, torch.bfloat16 if precision == "bf16" else torch.float32)
+        audit = FrozenAudit(built, read_hashes(built), torch.bfloat16 if precision == "bf16" else torch.float32)
         n_frozen = len(Weights(built).infos) - 9
         assert audit.check(engine, "at the start") == n_frozen == len(engine.names) - 9
         train_steps(engine, run_config(stage, precision), 2)
         assert audit.check(engine, "at step 2") == n_frozen
+        audit.check_resident(engine)
         with engine.whole(FROZEN, write=True) as parameter:
             parameter.data.view(torch.int16 if precision == "bf16" else torch.int32)[3, 5] ^= 1
+        with pytest.raises(FrozenWeightsError, match=f"{FROZEN} .*changed on rank 0"):
+            audit.check_resident(engine)
         with pytest.raises(FrozenWeightsError, match=f"{FROZEN} .*at step 3"):
             audit.check(engine, "at step 3")
     finally:
@@ -66,17 +69,17 @@ def test_a_flipped_bit_in_the_folder(built: Path, tmp_path: Path) -> None:
     content[content.index(Weights(folder)[FROZEN].numpy().tobytes()) + 17] ^= 1
     path.write_bytes(content)
     with pytest.raises(FrozenWeightsError, match=FROZEN):
-        FrozenAudit(folder, read_hashes(built), trained_names(folder), torch.float32)
+        FrozenAudit(folder, read_hashes(built), torch.float32)
 
 
 def test_a_changed_frozen_tensor_in_the_export(built: Path, tmp_path: Path) -> None:
     """Trained tensors may be what they like; one that the audit holds for frozen may not."""
     names = trained_names(built)
-    audit = FrozenAudit(built, read_hashes(built), names, torch.float32)
+    audit = FrozenAudit(built, read_hashes(built), torch.float32)
     trained = {name: Weights(built)[name] + 1 for name in names}
-    assert audit.check_exported(write_trained(built, trained, tmp_path / "good"), read_hashes(built)) == len(Weights(built).infos) - 9
+    assert audit.check_exported(write_trained(built, trained, tmp_path / "good"), names) == len(Weights(built).infos) - 9
     changed = {**trained, FROZEN: Weights(built)[FROZEN] * 1.0001}
     with pytest.raises(FrozenWeightsError, match=f"1 frozen tensors changed on export, first {FROZEN}"):
-        audit.check_exported(write_trained(built, changed, tmp_path / "bad"), read_hashes(built))
+        audit.check_exported(write_trained(built, changed, tmp_path / "bad"), names)
     with pytest.raises(FrozenWeightsError, match="frozen tensors changed"):
-        audit.check_exported({}, read_hashes(built))
+        audit.check_exported({}, names)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slayer.config import TrainConfig
-from slayer.training.optim import learning_rate, parameter_groups, planned_steps, weight_decay
+from slayer.training.optim import TrainedGroup, learning_rate, parameter_groups, planned_steps, trained_groups, weight_decay
 
 PEAK = 0.01
 STEPS = st.integers(1, 5_000)
@@ -104,14 +104,32 @@ def test_weight_decay_begins_with_the_second_step() -> None:
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
-    matrix, bias, norm = (torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (3,), (4,)))
-    groups = parameter_groups([norm, matrix, bias], weight_decay=0.2)
-    assert [(group["params"], group["weight_decay"], group["decays"]) for group in groups] == [([matrix], 0.2, True), ([norm, bias], 0.0, False)]
+    parameters = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in {"matrix": (2, 3), "bias": (3,), "norm": (4,)}.items()}
+    groups = parameter_groups([TrainedGroup(names=("norm", "matrix", "bias"))], parameters, weight_decay=0.2)
+    found = [([id(parameter) for parameter in group["params"]], group["weight_decay"], group["decays"]) for group in groups]
+    assert found == [([id(parameters["matrix"])], 0.2, True), ([id(parameters["norm"]), id(parameters["bias"])], 0.0, False)]
 
 
 def test_partitioned_tensors_are_judged_by_their_full_shape() -> None:
     """Under ZeRO-3 a parameter's own shape is empty and `ds_shape` holds the real one."""
     partitioned = torch.nn.Parameter(torch.empty(0))
     partitioned.ds_shape = torch.Size((4, 4))  # type: ignore[attr-defined]
-    (group,) = parameter_groups([partitioned], weight_decay=0.2)
+    (group,) = parameter_groups([TrainedGroup(names=("p",))], {"p": partitioned}, weight_decay=0.2)
     assert group["decays"]
+
+
+def test_groups_of_a_staged_run_by_hand() -> None:
+    """c pauses in the second stage, so it starts clean in the third; d joins in the second; factors may change on the way."""
+    stages = [{"a": 1.0, "b": 0.5, "c": 1.0}, {"a": 1.0, "b": 1.0, "d": 0.5}, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 0.5}]
+    assert trained_groups(stages, (0,)) == [TrainedGroup(names=("a", "c"), lr_factor=1.0), TrainedGroup(names=("b",), lr_factor=0.5)]
+    assert trained_groups(stages, (0, 7)) == [TrainedGroup(names=("a", "b")), TrainedGroup(names=("d",), lr_factor=0.5, since_step=7)]
+    assert trained_groups(stages, (0, 7, 9)) == [
+        TrainedGroup(names=("a", "b")), TrainedGroup(names=("c",), since_step=9), TrainedGroup(names=("d",), lr_factor=0.5, since_step=7)
+    ]  # fmt: skip
+
+
+def test_what_joins_under_way_warms_up_on_its_own() -> None:
+    group = TrainedGroup(names=("x",), lr_factor=0.5, since_step=10)
+    assert [group.learning_rate(step, 0.8, 3) for step in (10, 11, 12, 13, 14)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert group.learning_rate(10, 0.8, 0) == 0.4
+    assert TrainedGroup(names=("x",), lr_factor=0.5).learning_rate(0, 0.8, 3) == 0.4

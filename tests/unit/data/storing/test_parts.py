@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from slow_work import LARGE, PROBLEM, SlowWork, content
 
@@ -239,4 +240,21 @@ def test_what_a_power_cut_left_is_made_again(folder: Path, traces: Path, left: b
     for name in (".part-00004.arrow.abc", ".bad-00004.jsonl.abc"):
         (folder / name).write_bytes(b"half")
     build_parts(folder, SlowWork(traces), SIZES_BYTES, label="law", workers=Workers(1))
+    assert_whole(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_stop_a_run_do_not_reach_its_workers(folder: Path, traces: Path, number: signal.Signals) -> None:
+    """A terminal and a scheduler send them to every process of a run; what they mean is decided by the parent alone."""
+    sent: list[int] = []
+
+    def strike(label: str, done: int, total: int) -> None:
+        for process in psutil.Process().children(recursive=True):
+            if done < PARTS:
+                process.send_signal(number)
+                sent.append(process.pid)
+
+    with Workers(2) as workers:
+        build_parts(folder, SlowWork(traces, 0.02), [LARGE] * PARTS, label="law", workers=workers, on_progress=strike, documents=[1] * PARTS)
+    assert len(set(sent)) >= 3  # two workers, and the process that multiprocessing keeps for their locks
     assert_whole(folder)
