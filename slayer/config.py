@@ -199,7 +199,9 @@ class GuardConfig(Section):
     """What keeps a bad batch from the weights."""
 
     sigma: float | None = Field(6.0, gt=0, description="a step with loss or gradient norm so many deviations above the mean is skipped; null: none")
-    window_steps: int = Field(128, ge=8, description="steps that mean and deviation are taken over; judged once half of them are there")
+    window_steps: int = Field(
+        128, ge=8, description="steps that mean and deviation are of (below 64 noise looks like spikes); judged once half are there"
+    )
     patience: int = Field(3, ge=1, description="steps skipped one after the other before the run goes back to its last good checkpoint")
     max_rewinds: int = Field(3, ge=0, description="returns to a checkpoint, each past the bad data, before the run stops")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from slayer.config import RunConfig
 from slayer.data.order.loader import Batch, Loader
 from slayer.evaluation.scorer import HeldoutScorer, Nats
+from slayer.models import load_tokenizer
 from slayer.phases.text import OpenedText, open_text
 from slayer.reporting.console import open_console
 from slayer.reporting.progress import progress_bar
-from slayer.models import load_tokenizer
 from slayer.results import Results
 from slayer.surgery.plan import LayerPlan, load_plan
 from slayer.training.ranks import Ranks

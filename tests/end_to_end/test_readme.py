@@ -20,6 +20,7 @@ from slayer.launching.commandline import groups
 from slayer.launching.compose import compose
 from slayer.models import resolve_model
 from slayer.schema import field_at
+from slayer.training.checkpoint.__main__ import REFUSED_EXIT_CODE, main
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -33,7 +34,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def test_the_lines_that_this_test_knows_of() -> None:
     """A new kind of command in the README needs a check of its own here."""
     assert [command for command in COMMANDS if command.startswith("make ")] == ["make demo", "make test"]
-    known = ("python train.py ", "python -m slayer.data ", "python evaluate.py ", "make ")
+    known = ("python train.py ", "python -m slayer.data ", "python -m slayer.training.checkpoint ", "python evaluate.py ", "make ")
     assert len(COMMANDS) >= 6 and all(command.startswith(known) for command in COMMANDS)
 
 
@@ -45,6 +46,14 @@ def test_make_knows_its_targets(target: str) -> None:
     """Printed, not run: make test would start itself."""
     printed = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert printed.returncode == 0 and "python" in printed.stdout, printed.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "training.checkpoint" in command])
+def test_checkpoint_lines_are_understood(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that has saved nothing yet there is nothing to show, and nothing else is wrong with the line."""
+    words = command.replace("runs/NAME", str(tmp_path)).split()[3:]
+    assert main(words) == REFUSED_EXIT_CODE
+    assert "holds no checkpoint yet" in capsys.readouterr().err
 
 
 def words_of(command: str, names: dict[str, str]) -> list[str]:

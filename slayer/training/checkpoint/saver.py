@@ -60,6 +60,19 @@ class _Content:
     guard: dict[str, torch.Tensor]
 
 
+class _Pause:
+    """How long training stands still for one save. It knows neither saver nor engine, so that both are gone with their last user."""
+
+    def __init__(self) -> None:
+        self.copied, self.seconds = threading.Event(), 0.0
+
+    def wait(self) -> None:
+        """Return when the copy is made."""
+        started = time.perf_counter()
+        self.copied.wait()
+        self.seconds += time.perf_counter() - started
+
+
 class Saver:
     """The checkpoints of one engine. All methods are called by all ranks at the same step."""
 
@@ -72,13 +85,16 @@ class Saver:
         self.checkpoints, self.engine, self.binding, self.train, self.facts = checkpoints, engine, binding, train, facts
         self.check_frozen, self.on_saved = check_frozen, on_saved
         self.failed_in_a_row = 0
-        self.blocked_seconds = 0.0
-        """Time that training stood still for the last save: in `save`, and before the update that followed."""
         self._last: Saved | None = None
         self._crash: Exception | None = None
         self._thread: threading.Thread | None = None
         self._share = Share(engine)
-        self._copied = threading.Event()
+        self._pause = _Pause()
+
+    @property
+    def blocked_seconds(self) -> float:
+        """Time that training stood still for the last save: in `save`, and before the update that followed."""
+        return self._pause.seconds
 
     def save(self, state: RunState) -> None:
         """Save the engine as it is now, in the background. A save still under way is waited for first; after a fatal one there is no other.
@@ -93,16 +109,11 @@ class Saver:
         }  # fmt: skip
         guard = {f"guard/{name}": value for name, value in engine.guard.state().items()}
         content = _Content(step=state.step, values=values, random=random_state(engine.ranks.rank), guard=guard)
-        self._copied.clear()
-        engine.before_update = self._await_copy
-        self._thread = threading.Thread(target=self._run, args=(content, self._share.copying(engine)), name="checkpoint", daemon=True)
+        copy, self._pause = self._share.copying(engine), _Pause()
+        self._thread = threading.Thread(target=self._run, args=(content, copy), name="checkpoint", daemon=True)
+        engine.before_update = self._pause.wait
         self._thread.start()
-        self.blocked_seconds = time.perf_counter() - started
-
-    def _await_copy(self) -> None:
-        started = time.perf_counter()
-        self._copied.wait()
-        self.blocked_seconds += time.perf_counter() - started
+        self._pause.seconds = time.perf_counter() - started
 
     def wait(self) -> Saved | None:
         """Return when the last save has come to an end, with what came of it; None before the first. Collective."""
@@ -140,7 +151,7 @@ class Saver:
             try:
                 copy()
             finally:
-                self._copied.set()
+                self._pause.copied.set()
             self._last = self._write(content)
             if self.engine.ranks.is_first:
                 self.on_saved(self._last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,17 @@ def test_before_the_first_save_all_is_well(engine: TrainingEngine, tmp_path: Pat
     assert saver.wait() is None and not saver.is_fatal
     saver.require_good()
     saver.abandon()
+
+
+def test_its_memory_is_gone_with_its_last_user(engine: TrainingEngine, tmp_path: Path) -> None:
+    """A freeze stage builds a new engine and a new saver: the engine must not keep the one before, with all that it has copied."""
+    saver = open_saver(tmp_path, engine)
+    saver.save(RunState(step=1))
+    saver.wait()
+    there = weakref.ref(saver)
+    del saver
+    assert there() is None
+    train_steps(engine, CONFIG, 1)
 
 
 # --- what is kept

@@ -53,8 +53,7 @@ def test_a_rewind_behind_an_earlier_one_serves_nothing_twice() -> None:
 
 @given(COURSES, st.sets(st.integers(1, 60), max_size=4))
 def test_a_new_mixture_is_noticed_once_and_also_when_a_rewind_leaps_over_its_first_step(course: list[tuple[int, int]], first_steps: set[int]) -> None:
-    _, served = played(course)
-    state, _ = played(course)
+    state, served = played(course)
     looked_at = Course(total_steps=99, mixture_steps=frozenset(first_steps))
     for step, data_step in served.items():
         mixtures = [sum(first <= data for first in first_steps) for data in (served[step - 1] if step else 0, data_step)]
