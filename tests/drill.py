@@ -1,10 +1,12 @@
 """python -m tests.drill: is a run still itself after anything that a machine can do to it?
 
     python -m tests.drill --kills 100 [--ranks 1,2] [--steps 48] [--seed 0]
+    python -m tests.drill --signals
     python -m tests.drill --goodput --minutes 10 --fault-every 30 --output DIR
 
 The first kills real runs at random moments and compares each, bit for bit, with one that nobody touched; exit code 0 only when all kills
-were survived. The second leaves a run to its launcher while something breaks every so many seconds, and measures what that costs.
+were survived. The second sends each of four signals to each rank in each phase, and lets the run go on. The third leaves a run to its
+launcher while something breaks every so many seconds, and measures what that costs.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ sys.path.insert(0, str(TESTS))
 from drill_figure import write_goodput_figure  # noqa: E402
 from drill_goodput import Goodput, run_goodput  # noqa: E402
 from drill_kills import MOMENTS, Outcome, run_drill  # noqa: E402
+from drill_phases import PHASES  # noqa: E402
 from drill_server import RankServers  # noqa: E402
+from drill_signals import all_cases, run_signals  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from slayer.reporting.console import open_console  # noqa: E402
@@ -37,15 +41,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, help="SIGKILLs at random moments")
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks of the runs that are killed")
     parser.add_argument("--steps", type=int, default=48, help="steps of each of these runs")
+    parser.add_argument("--signals", action="store_true", help="SIGTERM, SIGINT, SIGUSR1, SIGUSR2 × phases × ranks")
     parser.add_argument("--goodput", action="store_true", help="faults in a run under its launcher, and what they cost")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long that run is (the run to compare with comes on top)")
     parser.add_argument("--fault-every", type=float, default=30.0, metavar="SECONDS", help="from one fault to the next")
     parser.add_argument("--output", type=Path, default=Path("drill"), metavar="DIR", help="folder of goodput.json, goodput.svg and goodput.png")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn: configurations, moments, who is killed")
     asked = parser.parse_args(arguments)
-    if (asked.kills is None) == (not asked.goodput):
-        parser.error("type --kills N or --goodput")
-    return measure(asked) if asked.goodput else kill(asked)
+    if (asked.kills is not None) + asked.goodput + asked.signals != 1:
+        parser.error("type --kills N, --signals or --goodput")
+    return measure(asked) if asked.goodput else send_signals() if asked.signals else kill(asked)
 
 
 def kill(asked: argparse.Namespace) -> int:
@@ -76,6 +81,29 @@ def kill(asked: argparse.Namespace) -> int:
         f"[bold]{survived} of {asked.kills}[/] kills survived: weights, moments, data order, loss log and model are those of the untouched runs"
     )
     return 0 if survived >= asked.kills else 1
+
+
+def send_signals() -> int:
+    """The signal matrix, with its table."""
+    console, cases, folder = open_console(), all_cases(), Path(tempfile.mkdtemp(prefix="drill-"))
+    outcomes = []
+    with progress_bar("drill", console) as show, RankServers() as servers:
+        for outcome in run_signals(servers, folder, cases, lambda: show("signals", len(outcomes) + 1, len(cases))):
+            outcomes.append(outcome)
+            for problem in outcome.problems:
+                console.print(f"{outcome.case.name}: {problem}", soft_wrap=True, markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+    for name in ("phase", "one rank", "first of two", "second of two"):
+        table.add_column(name)
+    for phase in PHASES:
+        cells = [
+            [one for one in outcomes if one.case.phase == phase and (one.case.rank, one.case.world) == place] for place in ((0, 1), (0, 2), (1, 2))
+        ]
+        table.add_row(phase, *(f"{sum(not one.problems for one in cell)} of {len(cell)}" for cell in cells))
+    console.print(table)
+    good = sum(not outcome.problems for outcome in outcomes)
+    console.print(f"[bold]{good} of {len(cases)}[/]: exit code 75 on every rank, saved, and gone on from to the same bits")
+    return 0 if good == len(cases) else 1
 
 
 def measure(asked: argparse.Namespace) -> int:

@@ -70,7 +70,7 @@ def _segment(session: Session) -> tuple[RunState, Ending]:
                 if ended == "rewind":
                     saver.wait()
                     session.rewind(state, engine.guard.in_a_row)
-                ended = _settled(session, saver, state, ended)
+                state, ended = _settled(session, saver, state, ended)
             except BaseException:
                 saver.abandon()
                 raise
@@ -188,8 +188,9 @@ def _cut_by_stop(engine: TrainingEngine, stop: StopRequest) -> Iterator[None]:
         yield
 
 
-def _settled(session: Session, saver: Saver, state: RunState, ended: Ending) -> Ending:
-    """Wait for the last save. The next freeze stage begins from it, so there it is tried again until the disk takes it."""
+def _settled(session: Session, saver: Saver, state: RunState, ended: Ending) -> tuple[RunState, Ending]:
+    """Wait for the last save. The next freeze stage begins from it, so there it is tried again until the disk takes it. A stop whose save
+    failed leaves the run at its last good checkpoint."""
     with session.watchdog.paused("save"):
         saved = saver.wait()
         while ended == "stage" and saved is not None and saved.problem is not None and not saved.fatal:
@@ -203,8 +204,9 @@ def _settled(session: Session, saver: Saver, state: RunState, ended: Ending) -> 
     if ended == "finished" and session.stop.agreed(session.run.ranks):
         ended = "stopped"  # started again, the run goes on with the export
     if ended == "stopped":
+        state = session.newest()[1] if saved is not None and saved.problem is not None else state
         session.record("stopped", state.step)
-    return ended
+    return state, ended
 
 
 def _pace(run: Run, stage: int) -> Pace:
