@@ -34,7 +34,7 @@ lint: .venv/.developing
 	$(BIN)/lint-imports
 
 unit: .venv/.developing assets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint unit
 

@@ -45,7 +45,7 @@ def test_a_streamed_and_staged_run_goes_on_where_it_was(run_here: RunHere, overr
     whole = run_here("streamed", *STREAMED)
     again = stopped_at(20, whole, tmp_path)
     state = json.loads((again.path / "checkpoints" / "step-00000020" / "state.json").read_text(encoding="utf-8"))
-    assert state["position"]["domain"]["row"] > 0
+    assert state["run"]["position"]["domain"]["row"] > 0
     go_on(again, overrides, STREAMED)
     assert again.timeless == whole.timeless
     assert (again.path / "model" / "model.safetensors").read_bytes() == (whole.path / "model" / "model.safetensors").read_bytes()

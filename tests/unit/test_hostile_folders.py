@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,14 +62,12 @@ def test_a_hostile_folder_is_refused_with_its_reason_and_nothing_of_it_runs(
     assert not canary.exists()
 
 
-def test_the_code_beside_would_have_run(folder: Path, canary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of the first test is truly hostile: transformers that trusts it runs it."""
-    from transformers import AutoConfig, dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+def test_the_code_beside_would_have_run(folder: Path, canary: Path, tmp_path: Path) -> None:
+    """The folder of the first test is truly hostile: transformers that trusts it runs it. In a process of its own, which it changes for good."""
     code_of_its_own(folder)
-    AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    trusting = "import sys, transformers; transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", trusting, str(folder)], env=environment, check=True, capture_output=True, timeout=120)
     assert canary.read_text() == "ran"
 
 
