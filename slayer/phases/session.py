@@ -37,6 +37,7 @@ class Session:
         self.facts = {"base": model_hash_cached(run.base), "plan": run.plan.to_dict()}
         self.is_under_way = False
         """True from the first segment on."""
+        self._failing = False
         self.trackers: Trackers | None = None
         self.events: Events | None = None
         if run.ranks.is_first:
@@ -135,8 +136,6 @@ class Session:
             self.warn(f"checkpoint {saved.step} is saved: saving works again")
             self.record("saved_again", saved.step)
         self._failing = saved.problem is not None
-
-    _failing = False
 
     def _agreed(self, decide: Callable[[], Any]) -> Any:
         """What the first rank decides, or the error it runs into, on every rank."""
