@@ -376,7 +376,7 @@ class EvaluationConfig(Section):
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
 
 
-NOT_PART_OF_A_RUN = {
+NOT_PART_OF_A_RUN: dict[str, Any] = {
     "dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "watchdog": True, "data": {"processes": True, "suite": True},
     "engine": {"zero_stage": True, "micro_batch_rows": True, "accumulation": True, "activation_checkpointing": True, "peak_teraflops": True},
     "train": {"keep_checkpoints": True, "keep_every": True, "max_failed_saves": True}, "guard": True,
@@ -410,5 +410,4 @@ def config_differences(saved: RunConfig, asked: RunConfig) -> list[tuple[str, ob
             return [found for key in keys for found in flatten(value.get(key), other.get(key), f"{prefix}.{key}" if prefix else str(key))]
         return [(prefix, value, other)] if value != other else []
 
-    left_out: Any = NOT_PART_OF_A_RUN
-    return flatten(saved.model_dump(exclude=left_out), asked.model_dump(exclude=left_out), "")
+    return flatten(saved.model_dump(exclude=NOT_PART_OF_A_RUN), asked.model_dump(exclude=NOT_PART_OF_A_RUN), "")

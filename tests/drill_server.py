@@ -156,7 +156,7 @@ def tail(log: Path, lines: int = 30) -> str:
 # ── the server ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """What the ranks would import one by one. It starts no thread of ours: a fork is whole."""
     import datasets  # noqa: F401
     import datasketch  # noqa: F401
@@ -173,7 +173,7 @@ def _import_everything() -> None:
     import slayer.pipeline  # noqa: F401
 
 
-def _serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
+def serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
     """Answer until the other side is gone. In a forked rank: what it was asked to be."""
     codes: dict[int, int] = {}
     while line := requests.readline():
@@ -193,7 +193,7 @@ def _serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
     return None
 
 
-def _become_rank(request: dict[str, Any]) -> None:
+def become_rank(request: dict[str, Any]) -> None:
     """Run train.py as if this process had just begun, and end with its exit code.
 
     What the interpreter does after that (two seconds of tearing down what all forks share) is left out.
@@ -225,8 +225,8 @@ def _become_rank(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _import_everything()
+    import_everything()
     gc.freeze()  # so that collections in the ranks leave the shared memory alone
-    asked = _serve(sys.stdin, sys.stdout)
+    asked = serve(sys.stdin, sys.stdout)
     if asked is not None:
-        _become_rank(asked)
+        become_rank(asked)

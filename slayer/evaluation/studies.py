@@ -25,7 +25,7 @@ GROUP_NAMES = {"expansion.strategy": "expansion", "freeze.schedule": "freeze", "
 """Keys that are chosen by the name of a Hydra group: expansion=even, not expansion.strategy=even."""
 LEFT_OUT: dict[str, Any] = {
     **NOT_PART_OF_A_RUN, **dict.fromkeys(("data", "run", "heldout", "suite", "objective"), True),
-    "train": dict.fromkeys(("log_every", "save_every", "keep_checkpoints", "evaluate_every"), True),
+    "train": {**NOT_PART_OF_A_RUN["train"], **dict.fromkeys(("log_every", "save_every", "evaluate_every"), True)},
 }  # fmt: skip
 """Says nothing about how a model was made; data is looked at by itself."""
 

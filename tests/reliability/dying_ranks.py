@@ -21,7 +21,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from drill_server import ROOT, RankServers, _become_rank, _import_everything, _serve, tail
+from drill_server import ROOT, RankServers, become_rank, import_everything, serve, tail
 
 KILLED = -signal.SIGKILL
 
@@ -85,11 +85,11 @@ def draw_nothing() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    _import_everything()
+    import_everything()
     draw_nothing()
     gc.freeze()
-    asked = _serve(sys.stdin, sys.stdout)
+    asked = serve(sys.stdin, sys.stdout)
     if asked is not None:
         if "DIE_AT" in asked["environment"] and asked["environment"].get("RANK", "0") == "0":
             die_at(asked["environment"]["DIE_AT"])
-        _become_rank(asked)
+        become_rank(asked)
