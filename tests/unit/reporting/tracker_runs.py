@@ -73,8 +73,9 @@ def trackio_steps(folder: Path) -> list[int]:
 
 
 def feeders() -> list[psutil.Process]:
-    """Processes of this one that feed a tracker."""
-    return [child for child in psutil.Process().children() if "slayer.reporting.feed" in child.cmdline()]
+    """Living processes of this one that feed a tracker; other tests may have left a child that nobody has waited for."""
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if "slayer.reporting.feed" in child.cmdline()]
 
 
 def wandb_services() -> list[psutil.Process]:
