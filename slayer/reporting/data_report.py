@@ -5,7 +5,10 @@ It shows what was read, what was left out and why, what the mixture is made of, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +54,23 @@ SAMPLES_NOTE = (
 
 
 def write_data_report(folder: Path, facts: Facts) -> Path:
-    """Write data_report.html, data_report.md and figures/ into `folder` from whatever the facts hold; returns the path of the page."""
+    """Write data_report.html, data_report.md and figures/ into `folder` from whatever the facts hold; returns the path of the page.
+
+    A page of these very facts is left as it is: a run that goes on has no time for drawing.
+    """
+    page, mark = folder / "data_report.html", f"<!-- facts {_digest(facts)} -->\n"
+    if page.exists() and page.read_text(encoding="utf-8").endswith(mark):
+        return page
     folder.mkdir(parents=True, exist_ok=True)
     document = data_document(folder, facts)
     (folder / "data_report.md").write_text(to_markdown(document), encoding="utf-8")
-    page = folder / "data_report.html"
-    page.write_text(to_html(document), encoding="utf-8")
+    page.write_text(to_html(document) + mark, encoding="utf-8")
     return page
+
+
+def _digest(facts: Facts) -> str:
+    known = json.dumps([version("slayer"), facts], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()
 
 
 def data_document(folder: Path, facts: Facts) -> Document:

@@ -93,6 +93,18 @@ def test_facts_as_json_gives_them_back_make_the_same_page(tmp_path):
     assert write_data_report(tmp_path / "b", json.loads(json.dumps(sample_facts()))).read_bytes() == first
 
 
+def test_a_page_of_these_facts_is_not_drawn_again_and_one_of_others_is(tmp_path):
+    page = write_data_report(tmp_path, sample_facts())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    write_data_report(tmp_path, sample_facts())
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    whole = page.read_bytes()
+    page.write_bytes(whole[: len(whole) // 2])  # a kill in the middle of writing
+    assert write_data_report(tmp_path, sample_facts()).read_bytes() == whole
+    write_data_report(tmp_path, {**sample_facts(), "steps": 7})
+    assert page.read_bytes() != whole
+
+
 def test_what_stands_in_a_text_cannot_become_markup(tmp_path):
     evil = '</li></ol><script>alert(1)</script>```\n# "x" & <b>|'
     facts = sample_facts()
