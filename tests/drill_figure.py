@@ -11,7 +11,8 @@ from typing import Any
 from drill_goodput import Goodput
 from drill_job import KINDS, Fault
 
-from slayer.reporting.figures import DOMAIN_COLOURS, FILLS, INK, MUTED, REPLAY_COLOURS, figure_style, new_figure, save_figure
+from slayer.reporting.figures import DOMAIN_COLOURS, FILLS, INK, MUTED, REPLAY_COLOURS, figure_style, new_figure
+from slayer.reporting.picture import save_figure
 
 COLOURS = dict(zip(KINDS, (REPLAY_COLOURS[0], DOMAIN_COLOURS[0], FILLS["new"], REPLAY_COLOURS[1], "#cc79a7"), strict=True))
 MARKS = dict(zip(KINDS, "Xso^D", strict=True))

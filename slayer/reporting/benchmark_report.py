@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from slayer.reporting.benchmark_figures import curve_names, shift_figure, task_change_figure, task_curves_figure
@@ -17,9 +16,9 @@ from slayer.reporting.benchmark_words import (
     together_sentence,
     verdict_sentences,
 )
-from slayer.reporting.document import Block, Bullets, Cell, Heading, Noted, Paragraph, Picture, Table, Tag, Tone
-from slayer.reporting.figures import Figure, inline_svg, save_figure
+from slayer.reporting.document import Block, Bullets, Cell, Heading, Noted, Paragraph, Table, Tag, Tone
 from slayer.reporting.numbers import MISSING, count, fixed, interval, percent
+from slayer.reporting.picture import picture
 from slayer.reporting.run_folder import Record, RunFolder
 
 METHOD = (
@@ -43,12 +42,6 @@ CURVES_NOTE = (
     "Dotted: chance."
 )
 TONES: dict[str, Tone] = {"learnt": "good", "forgotten": "bad"}
-
-
-def picture(figure: Figure, folder: Path, name: str, description: str) -> Picture:
-    """Save a figure in folder/figures and give the block that shows it."""
-    save_figure(figure, folder / "figures", name)
-    return Picture(svg=inline_svg(figure, name, description), png=f"figures/{name}.png", description=description)
 
 
 def benchmark_headlines(run: RunFolder) -> tuple[str, ...]:

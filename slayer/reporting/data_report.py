@@ -23,7 +23,6 @@ from slayer.reporting.document import (
     Document,
     Heading,
     Paragraph,
-    Picture,
     Section,
     Table,
     Tag,
@@ -31,9 +30,9 @@ from slayer.reporting.document import (
     to_html,
     to_markdown,
 )
-from slayer.reporting.figures import Figure, inline_svg, save_figure
 from slayer.reporting.numbers import MISSING, count, fixed, percent, share, short, size
 from slayer.reporting.packed_row import sample_row
+from slayer.reporting.picture import picture
 from slayer.reporting.removals import by_reason, read_documents, reason_name, reason_why, removed_documents, removed_sentence
 from slayer.schema import as_override
 
@@ -163,7 +162,7 @@ def _mixture_blocks(folder: Path, facts: Facts) -> list[Block]:
     blocks: list[Block] = []
     stages = list(facts.get("stages") or [])
     if stages and facts.get("tokens"):
-        blocks.append(_picture(folder, mixture_figure(facts), "data_mixture", "Shares of the sources, of trained tokens, over the run"))
+        blocks.append(picture(mixture_figure(facts), folder, "data_mixture", "Shares of the sources, of trained tokens, over the run"))
     if len(stages) > 1:
         names = [str(source["name"]) for source in sources]
         rows = [
@@ -198,15 +197,10 @@ def _share_2(value: float | None) -> str:
     return percent(None if value is None else 100 * value, signed=False, digits=2)
 
 
-def _picture(folder: Path, figure: Figure, name: str, description: str) -> Picture:
-    save_figure(figure, folder / "figures", name)
-    return Picture(svg=inline_svg(figure, name, description), png=f"figures/{name}.png", description=description)
-
-
 def _length_blocks(folder: Path, facts: Facts) -> list[Block]:
     if not any(sum(source.get("lengths", {}).get("documents") or ()) for source in _sources(facts)):
         return []
-    return [_picture(folder, lengths_figure(facts), "data_lengths", "Histograms of document lengths in tokens, per source")]
+    return [picture(lengths_figure(facts), folder, "data_lengths", "Histograms of document lengths in tokens, per source")]
 
 
 def _removal_blocks(facts: Facts) -> list[Block]:

@@ -1,20 +1,16 @@
 """The figures of a report: plan, loss, held-out scores, learnt and forgotten, and the frontier of a sweep.
 
-Each function returns a matplotlib Figure; `save_figure` writes SVG and PNG. Colours are from Okabe and Ito's set, which people
+Each function returns a matplotlib Figure; picture.py saves it and shows it on a page. Colours are from Okabe and Ito's set, which people
 with any colour vision tell apart; every colour also has a sign, a dash or a word of its own.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
 from typing import Any
 
 from slayer.reporting.numbers import percent
@@ -311,41 +307,3 @@ def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
         if not best or point.domain_percent < best[-1].domain_percent:
             best.append(point)
     return best
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.svg and NAME.png."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with figure_style():
-        figure.savefig(folder / f"{name}.svg", metadata=_NO_METADATA)
-        figure.savefig(folder / f"{name}.png", dpi=160)
-
-
-_PAGE_COLOURS = (
-    (FILLS["new"], "--new"),
-    *zip(DOMAIN_COLOURS, ("--domain", "--domain-2", "--domain-3"), strict=True),
-    *zip(REPLAY_COLOURS, ("--replay", "--replay-2", "--replay-3"), strict=True),
-)
-
-# Without these the same run would give other bytes each day.
-_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-
-
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an <svg> element that takes its ink from the page, light or dark, and whose ids are its own."""
-    stream = io.StringIO()
-    with figure_style():
-        figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    for colour, variable in ((INK, "--ink"), (MUTED, "--muted"), (GRID, "--grid"), (FILLS["kept"], "--kept"), *_PAGE_COLOURS):
-        svg = svg.replace(colour, f"var({variable})")
-    size = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
-    width = f"{float(size.group(1)) * 1.25:.0f}px" if size else "100%"
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}" style="max-width:{width}"', 1)

@@ -9,7 +9,6 @@ from typing import Any
 
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.table import LayerTable, Measurement
-from slayer.reporting.benchmark_report import picture
 from slayer.reporting.benchmark_scores import number
 from slayer.reporting.document import Block, Bullets, Code, Details, Heading, Paragraph, Picture, Table
 from slayer.reporting.figures import Figure
@@ -28,6 +27,7 @@ from slayer.reporting.layer_figures import FEW_COLUMNS, agreement_columns, agree
 from slayer.reporting.layer_scores import GROUPS, group_of, groups_of, layer_margins, listed, ordering, ranks, score_words, three_figures, title_of
 from slayer.reporting.layer_words import choice_sentences, failed_sentences, layer_sentences, measured_sentences
 from slayer.reporting.numbers import MISSING, count
+from slayer.reporting.picture import picture
 from slayer.reporting.study_scores import mapping
 
 HEAT_NOTE = (

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slayer.reporting.benchmark_report import picture
 from slayer.reporting.benchmark_scores import number, probability
 from slayer.reporting.document import Block, Bullets, Heading, Paragraph, Table
 from slayer.reporting.numbers import count, fixed, percent
+from slayer.reporting.picture import picture
 from slayer.reporting.study_factors import factor_blocks, sentence
 from slayer.reporting.study_figures import map_figure, matrix_figure, size_curves_figure
 from slayer.reporting.study_scores import Study, level_of, mapping

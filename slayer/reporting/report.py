@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slayer.reporting.benchmark_report import benchmark_blocks, benchmark_headlines, picture, shift_blocks
+from slayer.reporting.benchmark_report import benchmark_blocks, benchmark_headlines, shift_blocks
 from slayer.reporting.benchmark_scores import task_rows
 from slayer.reporting.document import (
     RESULT_LABEL,
@@ -32,10 +32,11 @@ from slayer.reporting.document import (
     to_markdown,
 )
 from slayer.reporting.event_words import event_sentences
-from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure, save_figure
+from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure
 from slayer.reporting.layer_report import choice_blocks, layer_blocks
 from slayer.reporting.layer_scores import read_layers
 from slayer.reporting.numbers import MISSING, count, duration, fixed, interval, percent, share, short, size
+from slayer.reporting.picture import picture, save_figure
 from slayer.reporting.plan_rows import new_blocks_sentence, outside_sentence, plan_rows, stage_rows
 from slayer.reporting.run_folder import HELDOUT, SOURCE_TOKENS, Record, RunFolder, read_run, source_names, stage_starts
 from slayer.reporting.scores import SourceScore, proof_sentences, source_scores, verdict_sentence

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slayer.reporting.benchmark_report import picture
 from slayer.reporting.benchmark_scores import Bounds, bounds, number, probability, score, span, with_relation
 from slayer.reporting.document import Block, Bullets, Cell, Heading, Noted, Paragraph, Table
 from slayer.reporting.numbers import MISSING, fixed, percent
+from slayer.reporting.picture import picture
 from slayer.reporting.study_figures import level_figure
 from slayer.reporting.study_scores import ScoreFacts, Study, mapping
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from slayer.reporting.benchmark_report import TONES, picture
+from slayer.reporting.benchmark_report import TONES
 from slayer.reporting.benchmark_scores import number, score, span
 from slayer.reporting.benchmark_table import print_sentences
 from slayer.reporting.console import open_console
@@ -19,6 +19,7 @@ from slayer.reporting.document import Block, Bullets, Cell, Document, Heading, L
 from slayer.reporting.figures import FrontierPoint, frontier_figure
 from slayer.reporting.multifaceted_report import multifaceted_blocks
 from slayer.reporting.numbers import MISSING, interval, percent
+from slayer.reporting.picture import picture
 from slayer.reporting.study_factors import METHOD, MOST_SENTENCES, factor_blocks, factor_sentences
 from slayer.reporting.study_figures import matrix_figure
 from slayer.reporting.study_scores import (

@@ -13,9 +13,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from slayer.reporting.console import open_console
-from slayer.reporting.document import Block, Cell, Document, Link, Paragraph, Picture, Section, Table, Tag, Tone, to_html, to_markdown
-from slayer.reporting.figures import FrontierPoint, frontier_figure, inline_svg, save_figure
+from slayer.reporting.document import Block, Cell, Document, Link, Paragraph, Section, Table, Tag, Tone, to_html, to_markdown
+from slayer.reporting.figures import FrontierPoint, frontier_figure
 from slayer.reporting.numbers import duration, fixed, interval, percent, short
+from slayer.reporting.picture import picture
 from slayer.reporting.run_folder import read_json
 from slayer.reporting.scores import RoleChange, role_change, source_scores
 
@@ -112,12 +113,8 @@ def _frontier_blocks(points: Sequence[SweepPoint], keys: Sequence[str], best: Sw
     ]  # fmt: skip
     if not shown:
         return []
-    figure = frontier_figure(shown)
-    save_figure(figure, sweep_dir / "figures", "frontier")
-    description = "What each run learnt against what it forgot"
-    svg = inline_svg(figure, "frontier", description)
     note = "Bars are 95 % intervals. The dashed line joins the runs that no other run beats on both counts."
-    return [Picture(svg=svg, png="figures/frontier.png", description=description), Paragraph(text=note, quiet=True)]
+    return [picture(frontier_figure(shown), sweep_dir, "frontier", "What each run learnt against what it forgot"), Paragraph(text=note, quiet=True)]
 
 
 def _table_blocks(points: Sequence[SweepPoint], keys: Sequence[str], best: SweepPoint | None, sweep_dir: Path) -> list[Block]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -12,7 +12,6 @@ from slayer.errors import ConfigError, Problem
 from slayer.schema import accepts, as_override, choices, closest_key, example_for, field_at, holds_text, schema_keys
 from slayer.validation import build_config, check_combinations, parse_config, unknown_key
 
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Other tests may be using the machine."""
 
 SOUND: dict[str, Any] = {
@@ -117,7 +116,6 @@ ANY_VALUE = st.one_of(
 )
 
 
-@PATIENT
 @given(st.sampled_from(schema_keys()), ANY_VALUE)
 def test_every_suggested_value_is_one_that_the_key_takes(key: str, wrong: object) -> None:
     field = field_at(key)
@@ -149,7 +147,6 @@ def test_suggestions_are_what_was_probably_meant(key: str, wrong: object, meant:
     assert field is not None and example_for(field, wrong) == meant
 
 
-@PATIENT
 @given(st.sampled_from(schema_keys()), ANY_VALUE)
 def test_a_key_accepts_what_the_whole_schema_accepts(key: str, value: object) -> None:
     """`accepts` looks at one field; the schema itself is the judge."""

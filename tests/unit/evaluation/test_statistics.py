@@ -141,7 +141,7 @@ def test_mcnemar_counts_what_was_lost_and_gained() -> None:
 
 
 @given(p_values=st.lists(st.floats(0, 1), max_size=12))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
     from statsmodels.stats.multitest import multipletests
 

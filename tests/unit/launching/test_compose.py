@@ -400,7 +400,7 @@ VALUES = st.one_of(
 
 
 @given(st.lists(st.one_of(st.builds("{}={}".format, KEYS, VALUES), st.builds("++{}={}".format, KEYS, VALUES), KEYS.map("~{}".format)), max_size=3))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_typed_is_understood_or_explained(small: list[str], typed: list[str]) -> None:
     try:
         config = compose([*small, *typed])

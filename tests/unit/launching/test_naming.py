@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slayer.launching.commandline import groups
@@ -15,7 +15,6 @@ from slayer.launching.naming import LONGEST, run_name
 from slayer.validation import RUN_NAME
 
 GROUPS = list(groups())
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Other tests may be using the machine."""
 
 KEYS = st.sampled_from(
@@ -54,7 +53,6 @@ def test_names_read_as_what_was_typed(overrides: str, expected: str) -> None:
     assert name(*overrides.split()) == expected
 
 
-@PATIENT
 @given(COMMANDS, st.randoms(use_true_random=False))
 def test_any_order_gives_the_same_name(command: dict[str, str], random: object) -> None:
     words = [f"{key}={value}" for key, value in command.items()]
@@ -63,7 +61,6 @@ def test_any_order_gives_the_same_name(command: dict[str, str], random: object) 
     assert name(*words) == name(*shuffled)
 
 
-@PATIENT
 @given(COMMANDS)
 def test_names_need_no_quotes_anywhere(command: dict[str, str]) -> None:
     made = name(*(f"{key}={value}" for key, value in command.items()))
@@ -76,7 +73,6 @@ TOLD_APART = st.one_of(st.from_regex(r"[A-Za-z0-9]{1,8}", fullmatch=True), st.te
 """Words and numbers, and texts that a name cannot spell."""
 
 
-@PATIENT
 @given(st.lists(st.dictionaries(KEYS, TOLD_APART, max_size=4), min_size=2, max_size=2, unique_by=lambda command: tuple(sorted(command.items()))))
 def test_different_overrides_give_different_names(commands: list[dict[str, str]]) -> None:
     one, other = (name(*(f"{key}={value}" for key, value in command.items())) for command in commands)

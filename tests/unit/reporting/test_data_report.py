@@ -12,7 +12,7 @@ from sample_run import sample_facts
 
 from slayer.reporting.data_figures import lengths_figure, mixture_figure, source_looks
 from slayer.reporting.data_report import write_data_report
-from slayer.reporting.figures import save_figure
+from slayer.reporting.picture import save_figure
 
 
 def both_forms(folder, facts):
@@ -76,8 +76,7 @@ def without(facts, path):
 
 def test_any_fact_may_be_missing(tmp_path, monkeypatch):
     # The figures take most of the time and have a test of their own below.
-    monkeypatch.setattr("slayer.reporting.data_report.save_figure", lambda figure, folder, name: None)
-    monkeypatch.setattr("slayer.reporting.data_report.inline_svg", lambda figure, name, description: "<svg></svg>")
+    monkeypatch.setattr("slayer.reporting.picture.save_figure", lambda figure, folder, name: "<svg></svg>")
     facts = sample_facts()
     required = {"name", "edges_tokens", "documents"}  # a source has a name; a histogram both its halves
     paths = [path for path in leaves(facts) if path[:1] != ("sources",) or path[-1] not in required]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_run import sample_events
 
@@ -43,7 +43,6 @@ kinds = st.sampled_from([event["event"] for event in sample_events()])
 facts = st.dictionaries(st.sampled_from(["step", "steps", "why", "to_step", "jump", "stage", "ranks", "code", "problem", "culprits"]), values)
 
 
-@settings(deadline=None)
 @given(st.lists(st.builds(lambda kind, known: {**known, "event": kind}, kinds, facts), max_size=6))
 def test_events_that_lack_something_or_hold_something_else_are_told_as_far_as_they_go(events):
     assert all(sentence.endswith(".") for sentence in event_sentences(events)) and len(event_sentences(events)) <= len(events)

@@ -22,7 +22,7 @@ from slayer.reporting.json_lines import JsonLines
 acts = st.lists(st.one_of(st.tuples(st.just("append"), st.integers(1, 5)), st.tuples(st.just("cut"), st.integers(0, 12)), st.just(("look", 0))))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(acts)
 def test_the_lines_and_what_still_stands_of_them(script):
     with tempfile.TemporaryDirectory() as folder:

@@ -15,13 +15,12 @@ from slayer.reporting.figures import (
     change_figure,
     frontier_figure,
     heldout_figure,
-    inline_svg,
     loss_figure,
     pareto,
     plan_figure,
-    save_figure,
     smooth,
 )
+from slayer.reporting.picture import inline_svg, save_figure
 from slayer.reporting.run_folder import is_heldout, stage_starts
 from slayer.reporting.scores import source_scores
 
@@ -57,8 +56,8 @@ def test_a_figure_is_saved_small_in_both_forms(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["plan", "loss"])
-def test_an_inline_figure_is_valid_takes_the_page_colours_and_owns_its_ids(name):
-    svg = inline_svg(FIGURES[name](), name, "a <description>")
+def test_an_inline_figure_is_valid_takes_the_page_colours_and_owns_its_ids(name, tmp_path):
+    svg = inline_svg(save_figure(FIGURES[name](), tmp_path, name), name, "a <description>")
     root = ElementTree.fromstring(svg)
     identifiers = [element.get("id") for element in root.iter() if element.get("id")]
     assert identifiers and all(identifier.startswith(f"{name}-") for identifier in identifiers)

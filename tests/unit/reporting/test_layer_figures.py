@@ -16,10 +16,11 @@ from scipy.stats import rankdata
 
 from slayer.importance.catalogue import CATALOGUE
 from slayer.importance.table import NORMAL_95, LayerTable, Measurement, layer_names
-from slayer.reporting.figures import DOMAIN_COLOURS, REPLAY_COLOURS, new_figure, save_figure
+from slayer.reporting.figures import DOMAIN_COLOURS, REPLAY_COLOURS, new_figure
 from slayer.reporting.layer_detail_figures import matrices_figure, probe_figure, profile_figure, shapley_figure, sparsity_figure, triangle_figure
 from slayer.reporting.layer_figures import NEW, agreement_figure, cluster_order, curves_figure, depth_scale, group_figure, heat_figure
 from slayer.reporting.layer_scores import by_importance, layer_margins, ordering
+from slayer.reporting.picture import save_figure
 
 TABLE = sample_table()
 DEEP = sample_table(80, TEXTS[:1], compared=False)
