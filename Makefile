@@ -1,10 +1,12 @@
-# make demo: from nothing to a report.  make test: everything that CI checks.
+# make demo: from nothing to a report.  make test: lint and tests, under a quarter of an hour on two cores.  make matrix: the rest of what CI runs.
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 RUN = runs/shallow_half-prune_2
 
-.PHONY: demo test lint unit assets install gpu clean
+# Matrices of which `make test` runs a part: `make matrix`. CI runs both.
+.PHONY: demo test matrix lint unit assets install gpu clean
 
 install: .venv/.installed
 
@@ -34,7 +36,10 @@ lint: .venv/.developing
 	$(BIN)/lint-imports
 
 unit: .venv/.developing assets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not matrix"
+
+matrix: .venv/.developing assets
+	$(PYTEST) -m matrix
 
 test: lint unit
 

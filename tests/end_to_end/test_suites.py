@@ -48,6 +48,7 @@ def test_a_run_scores_its_suite_before_during_and_after(run: RunFolder) -> None:
     assert "Benchmarks" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.matrix
 def test_two_ranks_under_zero3_score_as_one_does(
     run_here: Callable[..., RunFolder], own_cache: None, overrides: list[str], workspace: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

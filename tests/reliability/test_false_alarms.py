@@ -22,6 +22,7 @@ def furthest_deviation(values: list[float]) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 def test_four_hundred_ordinary_steps_are_all_taken(tmp_path: Path) -> None:
     mixtures = "[{from_tokens:20000,replay:0.9},{from_tokens:35000,replay:0.0}]"
     words = [*run_overrides(write_text(tmp_path / "text"), tmp_path / "runs"), "freeze=staged", "prune=1", f"data.stages={mixtures}", "run=ordinary"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from drill_compare import ledger_differences, load_tensors, newest_checkpoint, run_differences, timeless_metrics
@@ -20,18 +20,13 @@ Open = Callable[..., DrillRun]
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[RankServers]:
-    with RankServers() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def open_run(servers: RankServers, tmp_path_factory: pytest.TempPathFactory) -> Open:
     """open_run("name", "engine=zero3", …): a run that is yet to be started."""
     folder = tmp_path_factory.mktemp("resumes")
     return lambda name, *words: DrillRun(servers, folder / name, words, random.Random(0))
 
 
+@pytest.mark.matrix
 def test_ten_resumes_in_a_row_change_no_bit(open_run: Open) -> None:
     """A SIGTERM to one of two ranks after every other step, eleven starts in all."""
     words = ("train.max_steps=22", "train.save_every=100", "train.evaluate_every=7", "engine.micro_batch_rows=2")

@@ -185,7 +185,10 @@ def test_ranks_and_zero_stages_change_on_the_way(staged: Staged) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero_stage", "precision", "ranks"), [(0, "bf16", 2), (1, "bf16", 1), (3, "bf16", 2), (0, "fp32", 1), (2, "fp32", 2)])
+@pytest.mark.parametrize(
+    ("zero_stage", "precision", "ranks"),
+    [(3, "bf16", 2), (0, "fp32", 1), *(pytest.param(*case, marks=pytest.mark.matrix) for case in ((0, "bf16", 2), (1, "bf16", 1), (2, "fp32", 2)))],
+)
 def test_every_engine_goes_on_bit_identically(staged: Staged, zero_stage: int, precision: str, ranks: int) -> None:
     """Killed in the second stage, on as many ranks as before."""
     words = [f"engine.zero_stage={zero_stage}", f"engine.precision={precision}"]
