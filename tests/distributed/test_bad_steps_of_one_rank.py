@@ -26,15 +26,8 @@ def two_ranks(folder: Path, cases: list[list[Any]]) -> list[Found]:
     """What each of them found. A bad step that changes anything ends the worker with an AssertionError."""
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")
     environment = {**{name: value for name, value in os.environ.items() if name not in ours}, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(TESTS / "distributed" / "bad_steps_worker.py"),
-        str(folder),
-        json.dumps(cases),
-    ]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [*torchrun, str(TESTS / "distributed" / "bad_steps_worker.py"), str(folder), json.dumps(cases)]
     ended = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=400, check=False, cwd=TESTS.parent)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads((folder / f"bad-steps-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
