@@ -1,0 +1,114 @@
+"""What really is in memory: bytes of live tensors on a CPU, storage by storage. The other side of the estimates of slayer/cost/memory.py."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from slayer.forward import logits_of
+from slayer.training.engine import TrainingEngine
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor | None], without: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the storages behind these tensors, each once, without those behind others."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in without}
+    total = 0
+    for tensor in tensors:
+        storage = tensor.untyped_storage() if tensor is not None else None
+        if storage is not None and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+    return total
+
+
+@dataclass
+class Saved:
+    """Storages that autograd keeps, each once, those of parameters left out."""
+
+    of_parameters: set[int]
+    storages: dict[int, torch.UntypedStorage] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        """All of them."""
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+@contextmanager
+def saved_tensors(parameters: Iterable[torch.Tensor]) -> Iterator[Saved]:
+    """What autograd saves in the body."""
+    saved = Saved({parameter.untyped_storage().data_ptr() for parameter in parameters})
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in saved.of_parameters:
+            saved.storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all storages that come to be in the body and are not gone yet, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in before and storage._cdata not in self._known:
+                    self._add(storage)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, n_bytes = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.now += n_bytes
+        self.peak = max(self.peak, self.now)
+
+        def gone() -> None:
+            self._known.discard(key)
+            self.now -= n_bytes
+
+        weakref.finalize(storage, gone)
+
+
+def engine_state(engine: TrainingEngine) -> dict[str, int]:
+    """Bytes of what an engine keeps between steps: weights, and masters with moments."""
+    weights = [engine.resident(name) for name in engine.names]
+    states = [value for state in engine._adamw.state.values() for value in state.values() if isinstance(value, torch.Tensor) and value.dim() > 0]
+    masters = [tensor for group in engine._adamw.param_groups for tensor in group["params"]]
+    if engine.stage == 3:
+        masters = list(engine._engine.optimizer.fp32_partitioned_groups_flat)
+    return {"weights": storage_bytes(weights), "optimizer": storage_bytes([*masters, *states], without=weights)}
+
+
+def engine_gradients(engine: TrainingEngine) -> int:
+    """Bytes of the gradients that an engine holds between the backward pass and the update, buckets left out."""
+    optimizer = engine._engine.optimizer
+    if engine.stage == 3:
+        return storage_bytes([optimizer.grad_partitions_flat_buffer])
+    partitioned = [tensor for held in getattr(optimizer, "averaged_gradients", {}).values() for tensor in held or ()]
+    return storage_bytes([*(parameter.grad for parameter in engine._parameters.values()), *partitioned])
+
+
+def forward_saves(engine: TrainingEngine, rows: Any) -> int:
+    """Bytes that autograd keeps of a forward pass, up to the logits."""
+    with saved_tensors(engine._parameters.values()) as saved:
+        logits = logits_of(engine._engine, rows, engine.model_config)
+    assert logits.requires_grad
+    return saved.n_bytes
