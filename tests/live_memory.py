@@ -12,8 +12,50 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from slayer.forward import logits_of
+from slayer.config import RunConfig, ShapeConfig
+from slayer.cost.layout import Layout
+from slayer.cost.memory import memory_per_gpu
+from slayer.cost.tensors import trained_tensors
+from slayer.forward import logits_of, nll_BL
+from slayer.surgery.plan import LayerPlan
+from slayer.surgery.shape import shape_from_sizes
 from slayer.training.engine import TrainingEngine
+from slayer.training.optim import TrainedGroup
+from slayer.training.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRows:
+    """Rows of one document each, int64 [B, L]."""
+
+    input_ids_BL: torch.Tensor
+    labels_BL: torch.Tensor
+    positions_BL: torch.Tensor
+    documents_BL: torch.Tensor
+
+
+def full_rows(rows: int, length: int, vocabulary: int) -> FullRows:
+    """Random tokens with a label each."""
+    ids = torch.randint(vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros_like(ids)
+    return FullRows(input_ids_BL=ids, labels_BL=ids.roll(-1, 1), positions_BL=zeros + torch.arange(length), documents_BL=zeros)
+
+
+def open_sized_engine(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ranks, stage: int = 0) -> TrainingEngine:
+    """An engine over a random model of these sizes and as many layers as the plan has, with what trains in a freeze stage."""
+    import transformers
+
+    name = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}[sizes.architecture]
+    shape = getattr(transformers, name)(
+        vocab_size=sizes.vocabulary, hidden_size=sizes.hidden_size, intermediate_size=sizes.intermediate_size, num_hidden_layers=plan.n_layers,
+        num_attention_heads=sizes.heads, num_key_value_heads=sizes.key_value_heads, head_dim=sizes.head_dim,
+        tie_word_embeddings=sizes.tied_embeddings,
+        sliding_window=None,
+    )  # fmt: skip
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[config.engine.precision]
+    model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation="sdpa").to(ranks.device)
+    names = trained_tensors(shape_from_sizes(sizes), plan, stage).factors
+    return TrainingEngine(model, [TrainedGroup(names=tuple(names))], config, ranks)
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor | None], without: Iterable[torch.Tensor] = ()) -> int:
@@ -104,6 +146,46 @@ def engine_gradients(engine: TrainingEngine) -> int:
         return storage_bytes([optimizer.grad_partitions_flat_buffer])
     partitioned = [tensor for held in getattr(optimizer, "averaged_gradients", {}).values() for tensor in held or ()]
     return storage_bytes([*(parameter.grad for parameter in engine._parameters.values()), *partitioned])
+
+
+def layout_of(config: RunConfig, ranks: Ranks) -> Layout:
+    """How a configuration makes a step on these ranks."""
+    engine = config.engine
+    return Layout(
+        zero_stage=engine.zero_stage, gpus=ranks.world, precision=engine.precision, micro_batch_rows=engine.micro_batch_rows,
+        accumulation=config.train.batch_rows // (engine.micro_batch_rows * ranks.world), sequence_length=config.data.sequence_length,
+        activation_checkpointing=engine.activation_checkpointing,
+    )  # fmt: skip
+
+
+def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ranks, stage: int = 0) -> dict[str, tuple[float, float]]:
+    """(estimated, measured) bytes of every part that can be told apart. Activations are those up to the logits; with checkpointing, what is
+    held between the passes and the peak of the backward pass."""
+    tensors, layout = trained_tensors(shape_from_sizes(sizes), plan, stage), layout_of(config, ranks)
+    memory = memory_per_gpu(tensors, layout)
+    rows = full_rows(layout.micro_batch_rows, layout.sequence_length, sizes.vocabulary)
+    engine = open_sized_engine(sizes, plan, config, ranks, stage)
+    try:
+        state = engine_state(engine)
+        found: dict[str, tuple[float, float]] = {"weights": (memory.weights, state["weights"]), "optimizer": (memory.optimizer, state["optimizer"])}
+        if not layout.activation_checkpointing:
+            found["activations"] = (memory.activations, forward_saves(engine, rows))
+        with LiveBytes() as live:
+            logits = logits_of(engine._engine, rows, engine.model_config)
+            nats = nll_BL(logits, rows.labels_BL)
+            del logits
+            between = live.now
+            nats.sum().backward()
+        del nats
+        found["passes"] = (memory.activations + memory.logits, live.peak)
+        engine._engine.zero_grad()
+        for _ in range(engine.accumulation):
+            engine.forward_backward(rows, rows.labels_BL.numel())
+        found["gradients"] = (memory.gradients, engine_gradients(engine))
+        found["between"] = (0, between)
+    finally:
+        engine.close()
+    return found
 
 
 def forward_saves(engine: TrainingEngine, rows: Any) -> int:
