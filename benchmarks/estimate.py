@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-SIZES = {"layers": 6, "hidden_size": 256, "intermediate_size": 640, "heads": 4, "key_value_heads": 2, "head_dim": 64, "vocabulary": 1024}
+SIZES = {"layers": 6, "hidden_size": 256, "intermediate_size": 640, "heads": 4, "key_value_heads": 2, "head_dim": 64, "vocabulary": 2048}
 PARTS = ("weights", "gradients", "optimizer", "activations", "passes")
 CASES = [
     (family, precision, stage, checkpointing)

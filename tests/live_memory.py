@@ -16,7 +16,7 @@ from slayer.config import RunConfig, ShapeConfig
 from slayer.cost.layout import Layout
 from slayer.cost.memory import memory_per_gpu
 from slayer.cost.tensors import trained_tensors
-from slayer.forward import logits_of, nll_BL
+from slayer.forward import logits_of
 from slayer.surgery.plan import LayerPlan
 from slayer.surgery.shape import shape_from_sizes
 from slayer.training.engine import TrainingEngine
@@ -159,8 +159,8 @@ def layout_of(config: RunConfig, ranks: Ranks) -> Layout:
 
 
 def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ranks, stage: int = 0) -> dict[str, tuple[float, float]]:
-    """(estimated, measured) bytes of every part that can be told apart. Activations are those up to the logits; with checkpointing, what is
-    held between the passes and the peak of the backward pass."""
+    """(estimated, measured) bytes of every part that can be told apart. Activations are those up to the logits, where autograd alone keeps them;
+    passes: all that comes to be in a forward and a backward pass, at its peak."""
     tensors, layout = trained_tensors(shape_from_sizes(sizes), plan, stage), layout_of(config, ranks)
     memory = memory_per_gpu(tensors, layout)
     rows = full_rows(layout.micro_batch_rows, layout.sequence_length, sizes.vocabulary)
@@ -171,18 +171,11 @@ def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ra
         if not layout.activation_checkpointing:
             found["activations"] = (memory.activations, forward_saves(engine, rows))
         with LiveBytes() as live:
-            logits = logits_of(engine._engine, rows, engine.model_config)
-            nats = nll_BL(logits, rows.labels_BL)
-            del logits
-            between = live.now
-            nats.sum().backward()
-        del nats
-        found["passes"] = (memory.activations + memory.logits, live.peak)
-        engine._engine.zero_grad()
-        for _ in range(engine.accumulation):
+            engine.forward_backward(rows, rows.labels_BL.numel())
+        found["passes"] = (memory.gathered + memory.activations + max(memory.logits, memory.recomputed), live.peak)
+        for _ in range(engine.accumulation - 1):
             engine.forward_backward(rows, rows.labels_BL.numel())
         found["gradients"] = (memory.gradients, engine_gradients(engine))
-        found["between"] = (0, between)
     finally:
         engine.close()
     return found

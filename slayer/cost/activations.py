@@ -20,22 +20,20 @@ LOGIT_COPIES = 3
 
 
 def activation_bytes(tensors: TrainedTensors, layout: Layout) -> float:
-    """Bytes that one micro-batch keeps, without the loss. With checkpointing: the input of every layer, and one layer recomputed."""
+    """Bytes that one micro-batch keeps from its forward to its backward pass, without the loss. With checkpointing: the input of every layer."""
     tokens, value, model = layout.micro_batch_tokens, layout.value_bytes, tensors.model
-    first = first_with_backward(tensors)
     # The boolean mask is made before the first layer and lives as long as the pass.
     per_token = float(layout.sequence_length)
-    if first is None:
-        return tokens * per_token
-    per_token += 2 * model.head_dim * value  # cosines and sines of the positions, for all layers
-    blocks = [
-        _block(tensors, layout, layer, input_has_gradient=layer > first or EMBEDDINGS in tensors.factors) for layer in range(first, tensors.n_layers)
-    ]
-    if layout.activation_checkpointing:
-        per_token += model.hidden_size * value * len(blocks) + max(blocks, default=0.0)
-    else:
-        per_token += sum(blocks)
+    blocks = _blocks(tensors, layout)
+    if blocks:
+        per_token += 2 * model.head_dim * value  # cosines and sines of the positions, for all layers
+    per_token += model.hidden_size * value * len(blocks) if layout.activation_checkpointing else sum(blocks)
     return tokens * (per_token + _around(tensors, layout, below=bool(blocks)))
+
+
+def recomputed_bytes(tensors: TrainedTensors, layout: Layout) -> float:
+    """Bytes of the layer that keeps most, recomputed once the loss is gone; nothing without checkpointing."""
+    return layout.micro_batch_tokens * max(_blocks(tensors, layout), default=0.0) if layout.activation_checkpointing else 0.0
 
 
 def logits_bytes(tensors: TrainedTensors, layout: Layout) -> float:
@@ -50,6 +48,15 @@ def first_with_backward(tensors: TrainedTensors) -> int | None:
     if EMBEDDINGS in tensors.factors:
         return 0
     return next((layer for layer in range(tensors.n_layers) if tensors.trained_in(layer)), tensors.n_layers)
+
+
+def _blocks(tensors: TrainedTensors, layout: Layout) -> list[float]:
+    """Bytes per token of each layer that the backward pass reaches."""
+    first = first_with_backward(tensors)
+    if first is None:
+        return []
+    embeds = EMBEDDINGS in tensors.factors
+    return [_block(tensors, layout, layer, input_has_gradient=layer > first or embeds) for layer in range(first, tensors.n_layers)]
 
 
 def _block(tensors: TrainedTensors, layout: Layout, layer: int, *, input_has_gradient: bool) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, prod
 
-from slayer.cost.activations import activation_bytes, first_with_backward, logits_bytes
+from slayer.cost.activations import activation_bytes, first_with_backward, logits_bytes, recomputed_bytes
 from slayer.cost.layout import Layout
 from slayer.cost.tensors import TrainedTensors
 from slayer.surgery.families import EMBEDDINGS, HEAD, LAYER_PREFIX
@@ -27,7 +27,7 @@ PERSISTS, PREFETCH, REUSE_DISTANCE = 100_000, 50_000_000, 1_000_000_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """Bytes of one GPU. `buffers` are DeepSpeed's buckets and what it holds of gradients beyond its partition, `gathered` the weights that ZeRO-3
-    fetches, `update` what a step needs for a moment when activations are gone."""
+    fetches, `recomputed` the layer in hand under activation checkpointing, `update` what a step needs for a moment when activations are gone."""
 
     weights: float
     gradients: float
@@ -36,6 +36,7 @@ class Memory:
     gathered: float
     activations: float
     logits: float
+    recomputed: float
     update: float
 
     @property
@@ -45,8 +46,9 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """The peak: passes and update do not meet."""
-        return self.state + self.buffers + max(self.gathered + self.activations + self.logits, self.update)
+        """The peak: loss, recomputed layers and update do not meet."""
+        passes = self.gathered + self.activations + max(self.logits, self.recomputed)
+        return self.state + self.buffers + max(passes, self.update)
 
 
 def memory_per_gpu(tensors: TrainedTensors, layout: Layout) -> Memory:
@@ -58,7 +60,7 @@ def memory_per_gpu(tensors: TrainedTensors, layout: Layout) -> Memory:
     return Memory(
         weights=value * weights, gradients=value * gradients, optimizer=trained * _optimizer_bytes(layout) * (share if layout.zero_stage else 1),
         buffers=value * _buffers(tensors, layout), gathered=value * _gathered(tensors, layout),
-        activations=activation_bytes(tensors, layout), logits=logits_bytes(tensors, layout),
+        activations=activation_bytes(tensors, layout), logits=logits_bytes(tensors, layout), recomputed=recomputed_bytes(tensors, layout),
         update=_update_bytes(layout) * max(map(sum, tensors.groups), default=0) * (share if layout.zero_stage else 1),
     )  # fmt: skip
 

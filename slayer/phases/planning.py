@@ -63,7 +63,8 @@ def preview(config: RunConfig, command: str, *, ranks: int) -> None:
     plan.save(path)
     tell_plan(shape, plan, config, results, console)
     tell_cost(shape, plan, config, results, console, ranks=ranks, tokens=asked_tokens(config))
-    results.update(**identity(config, command))
+    if "objective" not in results:  # what is finished keeps the command that made it
+        results.update(**identity(config, command))
     console.print(f"{config.model.name} is not here, and a dry run downloads nothing: the text was not counted, which takes its tokenizer\n")
     print_finished(write_report(config.folder), console=console)
 

@@ -31,6 +31,10 @@ TIME_NOTE = (
 )
 
 
+COLUMNS = tuple(key for key in PARTS if key != "recomputed")
+"""Parts of a GPU's memory without activation checkpointing."""
+
+
 def estimate_blocks(costs: Costs) -> list[Block]:
     """The section "What it costs"; empty for a run without an estimate."""
     if not costs:
@@ -82,7 +86,7 @@ def _flops(flops: Costs) -> Table:
 
 
 def _layouts(costs: Costs) -> Table:
-    head = ("GPUs#", "stage", *(f"{name}#" for name in PARTS.values()), "peak#", "with recomputation#", "sent#")
+    head = ("GPUs#", "stage", *(f"{PARTS[key]}#" for key in COLUMNS), "peak#", "with recomputation#", "sent#")
     asked = {key: costs["asked"][key] for key in ("gpus", "zero_stage")}
     strong = frozenset(place for place, cost in enumerate(costs["layouts"]) if {key: cost[key] for key in asked} == asked)
     return Table(head=head, rows=tuple(map(_layout_row, costs["layouts"])), strong=strong)
@@ -90,6 +94,6 @@ def _layouts(costs: Costs) -> Table:
 
 def _layout_row(cost: dict[str, Any]) -> tuple[Cell, ...]:
     memory = cost["memory"]
-    parts = (size(memory[key]) if memory[key] else MISSING for key in PARTS)
+    parts = (size(memory[key]) if memory[key] else MISSING for key in COLUMNS)
     sent = size(cost["traffic_bytes"]) if cost["gpus"] > 1 else MISSING
     return count(cost["gpus"]), f"zero{cost['zero_stage']}", *parts, size(memory["total"]), size(cost["checkpointed"]["total"]), sent

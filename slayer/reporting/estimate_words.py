@@ -11,7 +11,7 @@ Costs = Mapping[str, Any]
 
 PARTS = {
     "weights": "weights", "gradients": "gradients", "optimizer": "master and moments", "buffers": "buffers", "gathered": "gathered shards",
-    "activations": "activations", "logits": "logits",
+    "activations": "activations", "logits": "logits", "recomputed": "a recomputed layer",
 }  # fmt: skip
 """Parts of a GPU's memory that are held at once, in the order they are told."""
 DAYS = 48 * 3600
@@ -33,9 +33,11 @@ def held(cost: Costs) -> Costs:
 
 
 def memory_sentence(memory: Costs) -> str:
-    """weights 18.7, gradients 3.5, … in the unit of their sum; parts that are nothing are left out."""
+    """weights 18.7, gradients 3.5, … in the unit of their sum; parts that are nothing are left out, and of logits and a recomputed layer, which do
+    not meet, the smaller."""
     unit = 1e9 if memory["total"] >= 999.5e6 else 1e6
-    return ", ".join(f"{name} {memory[key] / unit:.{1 if unit == 1e9 else 0}f}" for key, name in PARTS.items() if memory[key])
+    smaller = min(("logits", "recomputed"), key=lambda key: memory[key])
+    return ", ".join(f"{name} {memory[key] / unit:.{1 if unit == 1e9 else 0}f}" for key, name in PARTS.items() if memory[key] and key != smaller)
 
 
 def arithmetic_sentence(flops: Costs) -> str:
