@@ -172,7 +172,10 @@ def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ra
             found["activations"] = (memory.activations, forward_saves(engine, rows))
         with LiveBytes() as live:
             engine.forward_backward(rows, rows.labels_BL.numel())
-        found["passes"] = (memory.gathered + memory.activations + max(memory.logits, memory.recomputed), live.peak)
+        # ZeRO-3 has its gradients and one of its buckets from the beginning.
+        arriving = memory.buffers / 2 if layout.zero_stage == 3 else memory.gradients + memory.buffers
+        behind_the_loss = memory.recomputed + arriving if layout.activation_checkpointing else 0.0
+        found["passes"] = (memory.gathered + memory.activations + max(memory.logits, behind_the_loss), live.peak)
         for _ in range(engine.accumulation - 1):
             engine.forward_backward(rows, rows.labels_BL.numel())
         found["gradients"] = (memory.gradients, engine_gradients(engine))
@@ -183,7 +186,7 @@ def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ra
 
 def forward_saves(engine: TrainingEngine, rows: Any) -> int:
     """Bytes that autograd keeps of a forward pass, up to the logits."""
-    with saved_tensors(engine._parameters.values()) as saved:
+    with saved_tensors(engine.resident(name) for name in engine.names) as saved:
         logits = logits_of(engine._engine, rows, engine.model_config)
     assert logits.requires_grad
     return saved.n_bytes

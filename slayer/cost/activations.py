@@ -21,14 +21,15 @@ LOGIT_COPIES = 3
 
 def activation_bytes(tensors: TrainedTensors, layout: Layout) -> float:
     """Bytes that one micro-batch keeps from its forward to its backward pass, without the loss. With checkpointing: the input of every layer."""
-    tokens, value, model = layout.micro_batch_tokens, layout.value_bytes, tensors.model
-    # The boolean mask is made before the first layer and lives as long as the pass.
-    per_token = float(layout.sequence_length)
-    blocks = _blocks(tensors, layout)
+    model, value, blocks = tensors.model, layout.value_bytes, _blocks(tensors, layout)
+    per_token = _around(tensors, layout, below=bool(blocks))
     if blocks:
         per_token += 2 * model.head_dim * value  # cosines and sines of the positions, for all layers
-    per_token += model.hidden_size * value * len(blocks) if layout.activation_checkpointing else sum(blocks)
-    return tokens * (per_token + _around(tensors, layout, below=bool(blocks)))
+    if layout.activation_checkpointing:  # recomputing takes the boolean mask, too
+        per_token += layout.sequence_length + model.hidden_size * value * len(blocks)
+    else:
+        per_token += sum(blocks)
+    return layout.micro_batch_tokens * per_token
 
 
 def recomputed_bytes(tensors: TrainedTensors, layout: Layout) -> float:
@@ -78,7 +79,9 @@ def _block(tensors: TrainedTensors, layout: Layout, layer: int, *, input_has_gra
 def _attention(model: ModelShape, layout: Layout, trains_norms: bool) -> float:
     """Queries, keys and values of all heads, what comes out, its logarithm of the sum, the mask; and the norms of heads where there are any."""
     value = layout.value_bytes
-    kept = 4 * value * model.attention_width + FP32 * model.heads + value * layout.sequence_length
+    # A single head of keys is repeated as a view, several are copied.
+    keys = model.attention_width if model.key_value_heads > 1 else model.key_value_width
+    kept = 2 * value * (model.attention_width + keys) + FP32 * model.heads + value * layout.sequence_length
     if "self_attn.q_norm.weight" in model.block:
         width = model.attention_width + model.key_value_width
         kept += FP32 * (width + model.heads + model.key_value_heads) + (value * width if trains_norms else 0)

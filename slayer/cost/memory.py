@@ -18,8 +18,6 @@ MASTER, MOMENTS = 4, 8
 """fp32 bytes per trained weight: the master, and AdamW's two moments."""
 BUCKET = 50_000_000
 """Elements of DeepSpeed's buckets at most (slayer/training/engine.py); what trains where that is less."""
-ALLREDUCE_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at once without ZeRO."""
 PERSISTS, PREFETCH, REUSE_DISTANCE = 100_000, 50_000_000, 1_000_000_000
 """DeepSpeed's defaults of stage3_param_persistence_threshold, stage3_prefetch_bucket_size and stage3_max_reuse_distance, in elements."""
 
@@ -66,25 +64,24 @@ def memory_per_gpu(tensors: TrainedTensors, layout: Layout) -> Memory:
 
 
 def _optimizer_bytes(layout: Layout) -> int:
-    """Bytes per trained weight: in fp32 the weights are their own masters, but for stages 1 and 2, which copy their partition all the same."""
-    has_master = layout.precision == "bf16" or layout.zero_stage in (1, 2)
+    """Bytes per trained weight. In fp32 the weights are their own masters without ZeRO; its stages copy them all the same."""
+    has_master = layout.precision == "bf16" or layout.zero_stage > 0
     return MOMENTS + (MASTER if has_master else 0)
 
 
 def _update_bytes(layout: Layout) -> int:
-    """Bytes per trained weight of the largest group in a step: its gradients in one piece and in fp32."""
-    if layout.zero_stage == 0:
-        return 4 if layout.precision == "bf16" else 0
-    return 2 + 4 if layout.precision == "bf16" else 4
+    """Bytes per trained weight of the largest group in a step: its gradients in fp32, and before that in one piece. Without ZeRO one or the other."""
+    in_one_piece = layout.value_bytes if layout.zero_stage else 0
+    return MASTER + (in_one_piece if layout.precision == "bf16" else 0)
 
 
 def _buffers(tensors: TrainedTensors, layout: Layout) -> float:
-    """Elements that DeepSpeed holds besides the state."""
+    """Elements that DeepSpeed holds besides the state while gradients come in: a bucket, and with stage 3 another that is being reduced."""
     if layout.zero_stage == 0:
-        return min(tensors.trained, ALLREDUCE_BUCKET) if layout.gpus > 1 else 0
+        return 0
     bucket = min(tensors.trained, BUCKET)
     if layout.zero_stage != 2:
-        return bucket
+        return bucket * (2 if layout.zero_stage == 3 else 1)
     # Stage 2 keeps gradients of whole tensors where a partition begins or ends inside one, and adds a micro-batch to those before it.
     kept = _cut_gradients(tensors, layout.gpus) * (2 if layout.accumulation > 1 else 1)
     return bucket + kept - tensors.trained / layout.gpus

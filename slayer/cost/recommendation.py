@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from slayer.config import RunConfig
 from slayer.cost.devices import Device
@@ -48,11 +49,9 @@ def candidates(stages: Sequence[TrainedTensors], config: RunConfig, gpus: int) -
 
 
 def _micro_batches(batch_rows: int, gpus: int) -> list[tuple[int, int]]:
-    """Micro-batches that divide the batch among so many GPUs, with that batch; a larger batch where it cannot be divided."""
-    each, rest = divmod(batch_rows, gpus)
-    if rest:
-        return [(1, gpus * (each + 1))]
-    return [(rows, batch_rows) for rows in range(1, min(each, MOST_MICRO_BATCH_ROWS) + 1) if each % rows == 0]
+    """Micro-batches that divide the batch among so many GPUs, with that batch: the next larger one where it cannot be divided."""
+    each = ceil(batch_rows / gpus)
+    return [(rows, each * gpus) for rows in range(1, min(each, MOST_MICRO_BATCH_ROWS) + 1) if each % rows == 0]
 
 
 def recommend(tried: Sequence[Candidate], config: RunConfig, device: Device, *, asked_gpus: int) -> Recommendation | None:

@@ -48,10 +48,10 @@ def _lines(costs: Costs) -> Table:
     grid.add_column(width=12, style="dim", no_wrap=True)
     grid.add_column()
     grid.add_row("arithmetic", arithmetic_sentence(costs["flops_per_token"]))
-    peak = f" a GPU: {memory_sentence(memory)} ({size(other)} {'without' if recomputes else 'with'} recomputed activations)"
+    peak = f" a GPU: {memory_sentence(memory)} ({'without recomputing' if recomputes else 'recomputing'}: {size(other)})"
     grid.add_row("memory", Text.assemble((size(memory["total"]), "bold"), peak))
-    grid.add_row("checkpoint", size(costs["checkpoint_bytes"]))
-    grid.add_row("here", Text(here_sentence(here), style="bold yellow" if lacks_memory(here) else ""))
+    told = (here_sentence(here), "bold yellow" if lacks_memory(here) else "")
+    grid.add_row("here", Text.assemble(told, f"; a checkpoint {size(costs['checkpoint_bytes'])}"))
     return grid
 
 

@@ -41,9 +41,9 @@ def memory_sentence(memory: Costs) -> str:
 
 
 def arithmetic_sentence(flops: Costs) -> str:
-    """41.6 GFLOP a token: 18.9 forward, 19.1 to inputs, 3.5 to weights."""
+    """41.6 GFLOP a token: forward 18.9, to inputs 19.2, to weights 3.49."""
     forward, inputs, weights = (sum(flops[name].values()) / 1e9 for name in ("forward", "input_gradients", "weight_gradients"))
-    return f"{short_flops(flops['total'])} a token: {forward:.3g} forward, {inputs:.3g} back to inputs, {weights:.3g} to trained weights"
+    return f"{short_flops(flops['total'])} a token: forward {forward:.3g}, to inputs {inputs:.3g}, to weights {weights:.3g}"
 
 
 def short_flops(value: float) -> str:
@@ -67,10 +67,10 @@ def length_words(costs: Costs) -> str:
 
 
 def here_sentence(here: Costs) -> str:
-    """What this machine needs for the run as it asks."""
-    ranks = f"{here['ranks']} ranks need {size(here['needed_bytes'])} each" if here["ranks"] > 1 else f"training needs {size(here['needed_bytes'])}"
-    has = "of its memory are free" if here["device"] == "CPU" else "is what it has"
-    return f"{here['device']}, {ranks}; {size(here['memory_bytes'])} {has}"
+    """CPU: 2 ranks × 3.1 GB of memory needed, 20.1 GB free."""
+    ranks = f"{here['ranks']} ranks × " if here["ranks"] > 1 else ""
+    has = "free" if here["device"] == "CPU" else "there"
+    return f"{here['device']}: {ranks}{size(here['needed_bytes'])} of memory needed, {size(here['memory_bytes'])} {has}"
 
 
 def lacks_memory(here: Costs) -> bool:

@@ -64,7 +64,7 @@ def test_a_model_that_is_not_here_is_planned_and_estimated_by_its_sizes(
     [
         (["prune_by=removal"], "prune_by", "prune_by=last, or dry_run=false"),
         (["expansion=least_important"], "expansion", "expansion=shallow_half, or dry_run=false"),
-        (["model.shape=null"], "dry_run", "dry_run=false"),
+        (["model=local", "model.hub=someone/model"], "dry_run", "dry_run=false"),
         (["prune=32"], "prune", "prune=2"),
     ],
 )
