@@ -72,7 +72,7 @@ def storage_bytes(tensors: Iterable[torch.Tensor | None], without: Iterable[torc
 
 @dataclass
 class Saved:
-    """Storages that autograd keeps, each once, those of parameters left out."""
+    """Storages that autograd keeps, each once, those of parameters left out, gathered ones too."""
 
     of_parameters: set[int]
     storages: dict[int, torch.UntypedStorage] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def saved_tensors(parameters: Iterable[torch.Tensor]) -> Iterator[Saved]:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in saved.of_parameters:
+        if storage.data_ptr() not in saved.of_parameters and not hasattr(tensor, "ds_id"):
             saved.storages[storage.data_ptr()] = storage
         return tensor
 
@@ -170,15 +170,20 @@ def comparison(sizes: ShapeConfig, plan: LayerPlan, config: RunConfig, ranks: Ra
         found: dict[str, tuple[float, float]] = {"weights": (memory.weights, state["weights"]), "optimizer": (memory.optimizer, state["optimizer"])}
         if not layout.activation_checkpointing:
             found["activations"] = (memory.activations, forward_saves(engine, rows))
+        held = []
+        for step in range(2):  # ZeRO-3 learns the order of layers in the first passes, and keeps weights for the second time from then on
+            for _ in range(engine.accumulation):
+                engine.forward_backward(rows, rows.labels_BL.numel())
+                held.append(engine_gradients(engine))
+            engine.update(step, 0.0, 0.0)
+        found["gradients"] = (memory.gradients, max(held))
+        persistent = storage_bytes(engine._parameters.values(), without=map(engine.resident, engine.names)) if engine.stage == 3 else 0
         with LiveBytes() as live:
             engine.forward_backward(rows, rows.labels_BL.numel())
-        # ZeRO-3 has its gradients and one of its buckets from the beginning.
-        arriving = memory.buffers / 2 if layout.zero_stage == 3 else memory.gradients + memory.buffers
+        # ZeRO-3 has room for its gradients from the beginning.
+        arriving = 0.0 if layout.zero_stage == 3 else memory.gradients + memory.buffers
         behind_the_loss = memory.recomputed + arriving if layout.activation_checkpointing else 0.0
-        found["passes"] = (memory.gathered + memory.activations + max(memory.logits, behind_the_loss), live.peak)
-        for _ in range(engine.accumulation - 1):
-            engine.forward_backward(rows, rows.labels_BL.numel())
-        found["gradients"] = (memory.gradients, engine_gradients(engine))
+        found["passes"] = (memory.gathered + memory.activations + max(memory.logits, behind_the_loss), live.peak + persistent)
     finally:
         engine.close()
     return found

@@ -101,21 +101,26 @@ def _cut_gradients(tensors: TrainedTensors, gpus: int) -> int:
 
 
 def _gathered(tensors: TrainedTensors, layout: Layout) -> float:
-    """Elements of weights that are whole at once under ZeRO-3, at most: small tensors always; then, where the forward pass turns into the
-    backward one, what is needed again soon, what is fetched ahead, and the tensor in use. One GPU gathers nothing."""
-    if layout.zero_stage != 3 or layout.gpus == 1:
-        return 0
+    """Elements of weights that are whole at once under ZeRO-3, where the forward pass turns into the backward one and activations are at their
+    most: small tensors always; of the others what is needed again soon, what is fetched ahead, and the one in use. One GPU gathers nothing."""
     first = first_with_backward(tensors)
+    if layout.zero_stage != 3 or layout.gpus == 1 or first is None:
+        return 0
     modules = _modules(tensors)
-    persistent = sum(size for _, size in modules if size <= PERSISTS)
+    needed_again = [size for layer, size in modules if layer >= first]
     distance, kept = 0, 0
-    for layer, size in reversed(modules):
-        if first is None or layer < first or distance >= REUSE_DISTANCE:
+    for size in reversed(needed_again):
+        if distance >= REUSE_DISTANCE:
             break
-        kept += size if size > PERSISTS else 0
+        kept += _unless_small(size)
         distance += 2 * size
-    largest = max(size for _, size in modules)
-    return min(persistent + kept + PREFETCH + largest, tensors.parameters)
+    persistent = sum(size for _, size in modules if size <= PERSISTS)
+    ahead = PREFETCH + max(needed_again)
+    return persistent + min(kept + ahead, sum(map(_unless_small, needed_again)))
+
+
+def _unless_small(size: int) -> int:
+    return size if size > PERSISTS else 0
 
 
 def _modules(tensors: TrainedTensors) -> list[tuple[int, int]]:

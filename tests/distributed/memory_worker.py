@@ -26,7 +26,7 @@ def main(file: Path) -> None:
         for stage in range(4):
             for precision in ("bf16", "fp32"):
                 torch.nn.functional.linear = torch._C._nn.linear  # ZeRO-3 replaces it for good
-                config = config_of(sequence_length=256, batch_rows=4, zero_stage=stage, precision=precision, micro_batch_rows=2)
+                config = config_of(sequence_length=256, batch_rows=8, zero_stage=stage, precision=precision, micro_batch_rows=2)
                 found[f"stage {stage}, {precision}"] = comparison(SIZES, plan_of(6, "shallow_half", prune=1), config, ranks)
         if ranks.is_first:
             file.write_text(json.dumps(found), encoding="utf-8")

@@ -15,8 +15,9 @@ TESTS = Path(__file__).parents[1]
 
 def test_two_ranks_hold_what_is_estimated(tmp_path: Path) -> None:
     """Within 10 % by part; stage 2 keeps gradients of tensors that are cut between ranks whole, which the estimate counts under buffers."""
+    paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "DS_ACCELERATOR")
-    environment = {**{name: value for name, value in os.environ.items() if name not in ours}, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = {**{name: value for name, value in os.environ.items() if name not in ours}, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(TESTS / "distributed" / "memory_worker.py")]
     done = subprocess.run(
         [sys.executable, *words, str(tmp_path / "found.json")], env=environment, capture_output=True, text=True, timeout=240, check=False,

@@ -36,7 +36,8 @@ def test_ten_lines_say_what_is_needed_and_what_to_type() -> None:
     plain = " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) <= 14 and "\x1b" not in text
     for piece in (
-        "zero2 in bf16 on 1 GPU, 1 × 4,096 tokens a micro-batch", "42 GFLOP a token", "weights 18.7, gradients 3.9, master and moments 23.6",
+        "zero2 in bf16 on 1 GPU, 1 × 4,096 tokens a micro-batch", "42.0 GFLOP a token: forward 18.9, to inputs 19.2, to weights 3.93",
+            "weights 18.7, gradients 3.9, master and moments 23.6",
         "CPU: 82.0 GB of memory needed, 20.0 GB free; a checkpoint 23.6 GB", "1.00 B tokens at 40 % MFU", "A100 80 GB", "H200 141 GB",
         "type: engine=zero",
     ):  # fmt: skip
