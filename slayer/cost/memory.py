@@ -108,14 +108,13 @@ def _gathered(tensors: TrainedTensors, layout: Layout) -> float:
         return 0
     modules = _modules(tensors)
     needed_again = [size for layer, size in modules if layer >= first]
-    distance, kept = 0, 0
-    for size in reversed(needed_again):
-        if distance >= REUSE_DISTANCE:
-            break
+    rest, distance, kept = list(needed_again), 0, 0
+    while rest and distance < REUSE_DISTANCE:
+        size = rest.pop()
         kept += _unless_small(size)
         distance += 2 * size
     persistent = sum(size for _, size in modules if size <= PERSISTS)
-    ahead = PREFETCH + max(needed_again)
+    ahead = PREFETCH + max(rest, default=0)
     return persistent + min(kept + ahead, sum(map(_unless_small, needed_again)))
 
 

@@ -43,7 +43,7 @@ def estimate_blocks(costs: Costs) -> list[Block]:
     sentences = (
         _parameters_sentence(costs["parameters"]),
         f"As asked, {layout_sentence(asked)}: {size(held(asked)['total'])} on each GPU. A checkpoint is {size(costs['checkpoint_bytes'])}.",
-        f"Here: {here_sentence(costs['here'])}.",
+        f"{here_sentence(costs['here'])}.",
     )
     blocks: list[Block] = [Bullets(items=sentences)]
     told = advice(costs)

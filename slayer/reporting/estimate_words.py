@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from slayer.reporting.numbers import count, duration, short, size
+from slayer.reporting.numbers import MISSING, count, duration, short, size
 
 Costs = Mapping[str, Any]
 
@@ -47,8 +47,8 @@ def arithmetic_sentence(flops: Costs) -> str:
 
 
 def short_flops(value: float) -> str:
-    """41.6 GFLOP, 265 MFLOP."""
-    return f"{short(value).replace(' B', ' G')}FLOP"
+    """41.6 GFLOP, 265 MFLOP; a dash for none."""
+    return f"{short(value).replace(' B', ' G')}FLOP" if value else MISSING
 
 
 def time(seconds: float) -> str:

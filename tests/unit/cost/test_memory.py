@@ -62,3 +62,20 @@ def test_accumulation_is_free_of_traffic_where_gradients_stay_whole() -> None:
 def test_a_checkpoint_is_smaller_than_the_published_one_by_the_copy_of_the_weights() -> None:
     """There 24.4 GB are 14 bytes per trained weight; ours holds no bf16 copy beside the fp32 master: 12 bytes."""
     assert 14 / 12 * checkpoint_bytes([SLAYER]) / 1e9 == pytest.approx(24.4, abs=0.0501)
+
+
+def test_zero3_gathers_the_head_and_one_or_two_blocks() -> None:
+    """And all of a model that is smaller than DeepSpeed's thresholds; one GPU gathers nothing."""
+    head, block = 2 * LLAMA3_8B.head_parameters, 2 * LLAMA3_8B.block_parameters
+    assert head < memory_per_gpu(SLAYER, replace(LAYOUT, gpus=8, zero_stage=3)).gathered < head + 2 * block
+    assert memory_per_gpu(SLAYER, replace(LAYOUT, zero_stage=3)).gathered == 0
+    small = trained_tensors(shape_in_conf("smollm2_135m"), plan_of(30, "none", "none"))
+    assert memory_per_gpu(small, replace(LAYOUT, gpus=8, zero_stage=3)).gathered == 2 * small.parameters
+
+
+def test_cut_tensors_stay_whole_in_the_gradients_of_zero2() -> None:
+    """With 64 GPUs a part is 27 million weights, and a matrix has up to 59 million: a GPU may hold the ends of two or three of them."""
+    matrix = 2 * 4096 * 14336
+    held = memory_per_gpu(SLAYER, replace(LAYOUT, gpus=64))
+    assert matrix < held.gradients + held.buffers - 2 * 50_000_000 < 3 * matrix
+    assert memory_per_gpu(SLAYER, LAYOUT).buffers == 2 * 50_000_000
