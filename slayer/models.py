@@ -16,6 +16,8 @@ from slayer.surgery.weights import Weights, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A model folder holds one of these."""
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+"""What is fetched of a hub repository."""
 
 
 def resolve_model(model: ModelConfig, *, any_family: bool = False) -> Path:
@@ -38,6 +40,17 @@ def resolve_model(model: ModelConfig, *, any_family: bool = False) -> Path:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); copy the model folder again, with all its files")
     return folder
+
+
+def model_here(model: ModelConfig) -> Path | None:
+    """The same folder, None while its files are not on this machine: nothing is downloaded."""
+    if model.path is None and model.hub is not None:
+        folder = _in_hub_cache(model.hub, model.revision)
+        return resolve_model(model.model_copy(update={"path": str(folder)})) if folder is not None else None
+    try:
+        return resolve_model(model)
+    except AssetError:
+        return None
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -66,13 +79,25 @@ def model_problem(model: ModelConfig) -> Problem | None:
     return None
 
 
+def _in_hub_cache(repository: str, revision: str | None) -> Path | None:
+    """The folder of a repository that was fetched whole before."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
+        Weights(folder)
+    except (LocalEntryNotFoundError, ModelError, OSError, ValueError):
+        return None
+    return folder
+
+
 def _from_hub(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

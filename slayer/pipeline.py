@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from slayer.config import RunConfig, config_differences, load_config, save_config
 from slayer.errors import CheckpointError
-from slayer.models import resolve_model
+from slayer.models import model_here, resolve_model
 from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.compare import compare_and_report, show_again
 from slayer.phases.fit import fit
 from slayer.phases.outcome import Outcome
+from slayer.phases.planning import preview
 from slayer.phases.prepare import prepare
 from slayer.phases.run import Run
 from slayer.phases.text import has_work
@@ -23,11 +24,17 @@ from slayer.training.watchdog import watch
 
 def run_pipeline(config: RunConfig, command: str) -> Outcome:
     """Run, or go on with, the run of this configuration. Every SlayerError leaves the run folder as it was or further on."""
-    base = resolve_model(config.model)
+    base = model_here(config.model) if config.dry_run else resolve_model(config.model)
     with open_ranks() as ranks, listen_for_stop(ranks) as stop, watch(ranks, stop, config.watchdog, config.folder) as watchdog:
-        run = Run(config, base, ranks, stop)
         if ranks.is_first:
             check_run_folder(config)
+        if base is None:
+            if ranks.is_first:
+                save_config(config, config.folder / "config.yaml")
+                preview(config, command, ranks=ranks.world)
+            ranks.wait()
+            return Outcome(objective=None, report=config.folder / "report.html")
+        run = Run(config, base, ranks, stop)
         if "objective" in Results(config.folder).values:
             ranks.wait()
             return show_again(run)

@@ -77,7 +77,9 @@ def example_for(field: FieldInfo, value: object = None) -> object:
     """A value that the field takes: what `value` was meant to be where that can be seen, else the default, else a plain example."""
     options = choices(field)
     if options:
-        return (difflib.get_close_matches(str(value), options, n=1, cutoff=0.0) or options)[0]
+        words = value if isinstance(value, list) and value else [value]
+        near = [(difflib.get_close_matches(str(word), options, n=1, cutoff=0.0) or options)[0] for word in words]
+        return list(dict.fromkeys(near)) if get_origin(field.annotation) is list else near[0]
     bounds = {name: getattr(limit, name) for limit in field.metadata for name in ("ge", "le") if hasattr(limit, name)}
     kinds = [get_origin(kind) or kind for kind in (field.annotation, *get_args(field.annotation))]
     default = None if field.is_required() else field.get_default(call_default_factory=True)

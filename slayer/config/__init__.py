@@ -3,9 +3,20 @@
 Each field carries one line of help: `train.py --help` and docs/configuration.md are generated from them.
 """
 
+from slayer.config.estimate import DeviceName, EstimateConfig
 from slayer.config.evaluation import EvaluationConfig
 from slayer.config.launching import LauncherConfig, TrackerConfig
-from slayer.config.layers import ExpansionConfig, FreezeConfig, FreezeStageConfig, Init, ModelConfig, PlanScore, RandomModelConfig, Strategy
+from slayer.config.layers import (
+    ExpansionConfig,
+    FreezeConfig,
+    FreezeStageConfig,
+    Init,
+    ModelConfig,
+    PlanScore,
+    RandomModelConfig,
+    ShapeConfig,
+    Strategy,
+)
 from slayer.config.run import RunConfig
 from slayer.config.saved import NOT_PART_OF_A_RUN, config_differences, load_config, save_config
 from slayer.config.scoring import AnalysisConfig, DecodingConfig, HeldoutConfig, SuiteConfig, TaskConfig
@@ -19,7 +30,9 @@ __all__ = [
     "CleaningConfig",
     "DataConfig",
     "DecodingConfig",
+    "DeviceName",
     "EngineConfig",
+    "EstimateConfig",
     "EvaluationConfig",
     "ExpansionConfig",
     "FreezeConfig",
@@ -33,6 +46,7 @@ __all__ = [
     "RandomModelConfig",
     "RunConfig",
     "Section",
+    "ShapeConfig",
     "SourceConfig",
     "StageConfig",
     "Strategy",

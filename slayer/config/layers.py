@@ -20,6 +20,20 @@ class RandomModelConfig(Section):
     seed: int = Field(0, description="seed of the random weights")
 
 
+class ShapeConfig(Section):
+    """Sizes of a model whose files may not be here; biases and norms of heads are those of its architecture."""
+
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = Field(description="the family it belongs to")
+    layers: int = Field(ge=1, description="decoder layers")
+    hidden_size: int = Field(ge=1, description="width of the residual stream")
+    intermediate_size: int = Field(ge=1, description="width inside the MLP")
+    heads: int = Field(ge=1, description="attention heads")
+    key_value_heads: int = Field(ge=1, description="heads of keys and values")
+    head_dim: int = Field(ge=1, description="width of a head")
+    vocabulary: int = Field(ge=1, description="rows of the input embedding")
+    tied_embeddings: bool = Field(False, description="the input embedding is the output head too")
+
+
 class ModelConfig(Section):
     """Where the base model comes from; the first of path, hub, asset, random that is set is used."""
 
@@ -29,6 +43,7 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="commit or tag of the hub repository")
     asset: str | None = Field(None, description="an embedded model, fetched by `python -m slayer.data.assets fetch`")
     random: RandomModelConfig | None = Field(None, description="a random model of this shape")
+    shape: ShapeConfig | None = Field(None, description="its sizes, read by a dry run while its files are not here")
 
 
 Strategy = Literal[

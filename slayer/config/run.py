@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from slayer.config.estimate import EstimateConfig
 from slayer.config.launching import LauncherConfig, TrackerConfig
 from slayer.config.layers import ExpansionConfig, FreezeConfig, ModelConfig, PlanScore
 from slayer.config.scoring import HeldoutConfig, SuiteConfig
@@ -21,7 +22,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**63, description="seed of data order and random initialisation")
     run: str = Field(description="name of the run folder; default: made from the overrides")
     runs_dir: str = Field("runs", description="folder of run folders")
-    dry_run: bool = Field(False, description="stop after the plan")
+    dry_run: bool = Field(False, description="stop after the plan and the estimate; nothing is downloaded")
     objective: Literal["domain_bits_per_byte", "replay_bits_per_byte", "mean_bits_per_byte"] = Field(
         "domain_bits_per_byte", description="the held-out score returned to a sweeper (lower is better)"
     )
@@ -49,6 +50,7 @@ class RunConfig(Section):
     suite: SuiteConfig = Field(default_factory=lambda: SuiteConfig(name="heldout"))
     tracker: TrackerConfig = Field(default_factory=TrackerConfig)
     launcher: LauncherConfig = Field(default_factory=LauncherConfig)
+    estimate: EstimateConfig = Field(default_factory=EstimateConfig)
 
     @property
     def folder(self) -> Path:

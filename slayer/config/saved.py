@@ -12,9 +12,10 @@ from slayer.config.run import RunConfig
 from slayer.errors import CheckpointError
 
 NOT_PART_OF_A_RUN: dict[str, Any] = {
-    "dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "watchdog": True, "data": {"processes": True, "suite": True},
+    "dry_run": True, "runs_dir": True, "launcher": True, "tracker": True, "watchdog": True, "estimate": True, "guard": True,
+    "model": {"shape": True}, "data": {"processes": True, "suite": True},
     "engine": {"zero_stage": True, "micro_batch_rows": True, "accumulation": True, "activation_checkpointing": True, "peak_teraflops": True},
-    "train": {"keep_checkpoints": True, "keep_every": True, "max_failed_saves": True}, "guard": True,
+    "train": {"keep_checkpoints": True, "keep_every": True, "max_failed_saves": True},
 }  # fmt: skip
 """Keys that may differ between two starts of the same run: they do not change what is computed (of the guard: but for what it skips, where
 a person decides that a run which it has stopped is to go on)."""

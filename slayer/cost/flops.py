@@ -1,6 +1,6 @@
 """Freeze-aware arithmetic cost of training: what frozen layers do not need is not counted.
 
-Per weight and token a linear layer costs 2 FLOP forward, 2 for the gradient of its input (only above the first trained
+Per weight of a matrix and token a linear layer costs 2 FLOP forward, 2 for the gradient of its input (only above the first trained
 block) and 2 for the gradient of its weight (only where it trains). Causal attention costs 2·L·width forward per block and
 twice that backward. The output head needs its weight gradient only when it trains. Norms cost nothing of their own, but the
 backward pass reaches down to the lowest that trains.
@@ -8,31 +8,65 @@ backward pass reaches down to the lowest that trains.
 
 from __future__ import annotations
 
-from slayer.surgery.families import ModelShape
+from dataclasses import dataclass
+
 from slayer.surgery.plan import LayerPlan
-
-PEAK_TERAFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0, "L40S": 362.0, "4090": 165.0}
-"""Dense bf16 peak by a word of the device's name (vendors' data sheets)."""
+from slayer.surgery.shape import ModelShape
 
 
-def train_flops_per_token(shape: ModelShape, plan: LayerPlan, sequence_length: int) -> float:
-    """FLOP per trained token of one step (forward and backward), with rows of `sequence_length` tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassFlops:
+    """FLOP per token of one pass: matrices of the layers, attention, output head."""
+
+    linear: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.linear + self.attention + self.head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainFlops:
+    """FLOP per trained token of one step. `recompute` is what activation checkpointing adds; it is no part of the total, nor of MFU."""
+
+    forward: PassFlops
+    input_gradients: PassFlops
+    weight_gradients: PassFlops
+    recompute: float
+
+    @property
+    def total(self) -> float:
+        """Forward and backward."""
+        return self.forward.total + self.input_gradients.total + self.weight_gradients.total
+
+
+def layers_with_backward(plan: LayerPlan) -> int:
+    """How many layers, counted from the last, the backward pass goes through."""
+    if plan.trains_everything or "embeddings" in plan.parts:
+        return plan.n_layers
+    return plan.n_layers - min(plan.trainable, default=plan.n_layers)
+
+
+def train_flops(shape: ModelShape, plan: LayerPlan, sequence_length: int) -> TrainFlops:
+    """FLOP per trained token, pass by pass, with rows of `sequence_length` tokens.
 
     Of a staged plan give `plan.at_stage(stage)`; the whole plan costs as if all its parts trained together.
     """
-    embeddings_train, head_trains = plan.trains_everything or "embeddings" in plan.parts, plan.trains_everything or "head" in plan.parts
-    head_trains = head_trains or (embeddings_train and shape.tied)
-    lowest_trained = 0 if embeddings_train else min(plan.trainable, default=plan.n_layers)
-    with_backward = plan.n_layers - lowest_trained
-    # Below a head that trains alone nothing asks for its input's gradient.
-    head_passes = 1 + bool(with_backward) + head_trains
-    weights = shape.block_parameters * (plan.n_layers + with_backward + len(plan.whole_layers)) + shape.head_parameters * head_passes
-    attention = sequence_length * shape.attention_width * (plan.n_layers + 2 * with_backward)
-    return 2.0 * (weights + attention)
+    head_trains = plan.trains_everything or "head" in plan.parts or (shape.tied and "embeddings" in plan.parts)
+    backward = layers_with_backward(plan)
+    linear, attention, head = 2.0 * shape.block_matrices, 2.0 * sequence_length * shape.attention_width, 2.0 * shape.head_parameters
+    return TrainFlops(
+        forward=PassFlops(linear=linear * plan.n_layers, attention=attention * plan.n_layers, head=head),
+        # Below a head that trains alone nothing asks for its input's gradient.
+        input_gradients=PassFlops(linear=linear * backward, attention=2 * attention * backward, head=head * bool(backward)),
+        weight_gradients=PassFlops(linear=linear * len(plan.whole_layers), attention=0.0, head=head * head_trains),
+        recompute=(linear + attention) * backward,
+    )
 
 
-def peak_flops(device_name: str, configured_teraflops: float | None) -> float | None:
-    """Peak FLOP per second of one device, None where unknown (a CPU without engine.peak_teraflops)."""
-    if configured_teraflops is not None:
-        return configured_teraflops * 1e12
-    return next((peak * 1e12 for word, peak in PEAK_TERAFLOPS.items() if word in device_name), None)
+def train_flops_per_token(shape: ModelShape, plan: LayerPlan, sequence_length: int) -> float:
+    """FLOP per trained token of one step (forward and backward); see `train_flops`."""
+    return train_flops(shape, plan, sequence_length).total

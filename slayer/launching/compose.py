@@ -16,11 +16,11 @@ from slayer.errors import ConfigError, Problem
 from slayer.launching.checks import named_suite, suite_problems
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.naming import run_name
-from slayer.models import model_problem, resolve_model
+from slayer.models import model_here, model_problem, resolve_model
 from slayer.phases.text import has_work
 from slayer.phases.warm_start import unfinished
 from slayer.surgery.families import read_model_config
-from slayer.surgery.plan import plan_problems
+from slayer.surgery.plan import BY_PLACE, plan_problems
 from slayer.validation import build_config, check_combinations, parse_config
 
 UNSET_LENGTH_TOKENS = 10_000_000
@@ -108,20 +108,34 @@ def _suite_problems(good: dict[str, Any]) -> list[Problem]:
 
 def _model_problems(good: Mapping[str, Any]) -> list[Problem]:
     model = good["model"]
+    if good.get("dry_run") and model.path is None and (model.hub or model.asset) and model_here(model) is None:
+        return _absent_model_problems(good)
     if model.path is None and model.hub is not None:
         return []  # judged when it is here: nothing is downloaded to check a configuration
     problem = model_problem(model)
     if problem is not None:
         return [problem]
-    n_base = read_model_config(resolve_model(model))["num_hidden_layers"]
-    return plan_problems(
-        n_base,
-        good.get("expansion"),
-        good.get("freeze"),
-        prune=good.get("prune"),
-        prune_by=good.get("prune_by"),
-        prune_layers=good.get("prune_layers"),
-    )
+    return _plan_problems(good, read_model_config(resolve_model(model))["num_hidden_layers"])
+
+
+def _absent_model_problems(good: Mapping[str, Any]) -> list[Problem]:
+    """What a dry run cannot tell of a model that is not here."""
+    model, expansion = good["model"], good.get("expansion")
+    if model.shape is None:
+        why = f"downloads nothing, {model.name} is not here, and conf/model does not say its sizes (model.shape)"
+        return [Problem(key="dry_run", value=True, why=why, fix="dry_run=false")]
+    why = f"measures layers, and {model.name} is not here: a dry run downloads nothing"
+    problems = _plan_problems(good, model.shape.layers)
+    if good.get("prune") and good.get("prune_by") not in (None, *BY_PLACE):
+        problems.append(Problem(key="prune_by", value=good["prune_by"], why=why, fix="prune_by=last, or dry_run=false"))
+    if expansion is not None and expansion.strategy in ("least_important", "most_important"):
+        problems.append(Problem(key="expansion", value=expansion.strategy, why=why, fix="expansion=shallow_half, or dry_run=false"))
+    return problems
+
+
+def _plan_problems(good: Mapping[str, Any], n_base: int) -> list[Problem]:
+    expansion, freeze = good.get("expansion"), good.get("freeze")
+    return plan_problems(n_base, expansion, freeze, **{key: good.get(key) for key in ("prune", "prune_by", "prune_layers")})
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

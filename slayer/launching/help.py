@@ -41,7 +41,7 @@ TRAIN = Page(
     schema=RunConfig,
     examples=(
         ("expansion=shallow_half prune=2", "the demo: French through new shallow blocks, two layers pruned"),
-        ("expansion=even prune=2 dry_run=true", "only show the plan"),
+        ("expansion=even prune=2 dry_run=true", "only show the plan and what it will cost"),
         ("model=local model.path=DIR data=local data.path=TEXT", "your model, your text"),
         ("-m expansion=shallow_half,even,deep_half prune=0,2", "a sweep: one run per combination, one page that compares them"),
         ("engine=zero3 launcher.processes=2 engine.micro_batch_rows=1", "two ranks on this machine"),
@@ -55,6 +55,7 @@ TRAIN = Page(
         ("Training", ("train",)),
         ("What keeps it safe", ("guard", "watchdog")),
         ("The engine and its processes", ("engine", "launcher")),
+        ("What it will cost", ("estimate",)),
         ("What is measured and where it is shown", ("heldout", "suite", "objective", "tracker")),
         ("The run as a whole", ("run", "runs_dir", "dry_run", "seed", "experiment")),
     ),

@@ -11,7 +11,7 @@ from functools import cache
 from slayer.schema import schema_keys
 
 LONGEST = 80
-SILENT = ("run", "runs_dir", "dry_run", "launcher", "tracker", "objective")
+SILENT = ("run", "runs_dir", "dry_run", "launcher", "tracker", "objective", "estimate")
 """Overrides that do not change what is computed leave no trace in the name."""
 LOST = r"[^A-Za-z0-9._,=\n\[\]'\"-]"
 """Signs that a name cannot hold and that may well be all that tells two texts apart."""

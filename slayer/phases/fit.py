@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from slayer.cost.flops import peak_flops, train_flops_per_token
+from slayer.cost.devices import peak_flops
+from slayer.cost.flops import train_flops_per_token
 from slayer.data.order.loader import Batch
 from slayer.forward import load_model, logits_of
 from slayer.models import model_hash_cached
@@ -15,8 +16,9 @@ from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.run import Run
 from slayer.phases.session import Session
 from slayer.reporting.progress import TrainingProgress
-from slayer.surgery.build import read_shape, write_trained
+from slayer.surgery.build import write_trained
 from slayer.surgery.freeze import stage_factors
+from slayer.surgery.shape import read_shape
 from slayer.training.checkpoint.load import load_checkpoint
 from slayer.training.checkpoint.random_state import seed_generators
 from slayer.training.checkpoint.saver import Saver
@@ -230,12 +232,11 @@ def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, state: RunStat
     n_frozen = audit.check_exported(hashes, engine.changed)
     with torch.inference_mode():
         exported = logits_of(load_model(run.exported, run.config.engine.precision, run.ranks.device), rows)
-    shape = read_shape(run.exported)
     run.results.update(
         training={
             "steps": state.step, "tokens": state.tokens, "seconds": state.seconds, "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
             "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
-            "total_parameters": shape.block_parameters * shape.n_layers + shape.other_parameters,
+            "total_parameters": read_shape(run.exported).parameters,
             "frozen_tensors_checked": n_frozen, "device": device_name(), "ranks": run.ranks.world,
             "export_max_difference": float((exported.float() - engine_logits.float()).abs().max()),
         }

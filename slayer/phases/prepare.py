@@ -14,10 +14,11 @@ from slayer.evaluation.forgetting import compare
 from slayer.forward import load_model
 from slayer.importance.choosing import compared_choice
 from slayer.phases.choose import plan_chooser, plan_scores
+from slayer.phases.planning import identity, plan_for, tell_cost, tell_plan
 from slayer.phases.run import Run
 from slayer.phases.text import TEXT_IDENTITY, require_same_text
 from slayer.phases.warm_start import build_warm
-from slayer.reporting.console import print_finished, print_plan, print_proof
+from slayer.reporting.console import print_finished, print_proof
 from slayer.reporting.data_report import write_data_report
 from slayer.reporting.data_table import print_data
 from slayer.reporting.layer_table import print_choice
@@ -26,11 +27,10 @@ from slayer.reporting.report import write_report
 from slayer.results import Results
 from slayer.schema import as_override
 from slayer.stages import KEY, mended, typed_stages
-from slayer.surgery.build import build_expanded, expanded_shapes, read_shape
-from slayer.surgery.families import read_model_config
-from slayer.surgery.freeze import stage_parameters, trainable_names, unmatched_parts
-from slayer.surgery.plan import build_plan, load_plan, plan_problems
+from slayer.surgery.build import build_expanded
+from slayer.surgery.plan import load_plan, plan_problems
 from slayer.surgery.proof import prove
+from slayer.surgery.shape import ModelShape, read_shape
 from slayer.surgery.weights import Weights, require_space
 
 LARGE_JUMP = 0.5
@@ -45,16 +45,12 @@ def prepare(run: Run, command: str) -> None:
     write_file(run.folder / TEXT_IDENTITY, (json.dumps(run.loader.identity(), indent=1) + "\n").encode())
     facts = run.text.facts(run.tokenizer)
     print_data(facts, report=write_data_report(run.folder, facts), console=run.console)
-    make_plan(run)
-    shape, trained = read_shape(run.base), stage_parameters(run.plan, expanded_shapes(run.base, run.plan))
-    print_plan(
-        run.plan, block_parameters=shape.block_parameters, other_parameters=shape.other_parameters, stage_parameters=trained,
-        warm_start=run.config.warm_start, console=run.console,
-    )  # fmt: skip
+    shape = read_shape(run.base)
+    make_plan(run, shape)
+    tell_plan(shape, run.plan, run.config, run.results, run.console)
     warn_of_stages(run)
-    if run.plan.stages:
-        run.results.update(stages=[{"trained_parameters": number} for number in trained])
-    run.results.update(run=run.config.run, model=run.config.model.name, command=command, data=facts["sources"], versions=versions())
+    tell_cost(shape, run.plan, run.config, run.results, run.console, ranks=run.ranks.world, tokens=run.total_tokens or None)
+    run.results.update(**identity(run.config, command), data=facts["sources"])
     if run.config.dry_run:
         print_finished(write_report(run.folder), console=run.console)
         return
@@ -74,26 +70,20 @@ def prepare(run: Run, command: str) -> None:
         score_before(run)
 
 
-def make_plan(run: Run) -> None:
-    path = run.folder / "plan.json"
+def make_plan(run: Run, shape: ModelShape) -> None:
+    """The plan of the run folder, or a new one. What is impossible was found before by the composer, except for hub models, which are only here
+    now."""
+    path, config = run.folder / "plan.json", run.config
     if path.exists():
         run.plan = load_plan(path)
         return
-    config = run.config
-    n_base = read_model_config(run.base)["num_hidden_layers"]
-    problems = plan_problems(n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers)
-    if problems:  # found before by the composer, except for hub models, which are only here now
+    problems = plan_problems(
+        shape.n_layers, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers
+    )
+    if problems:
         raise ConfigError(problems)
     prune_scores, expansion_scores = plan_scores(run)
-    run.plan = build_plan(
-        n_base, config.expansion, config.freeze, prune=config.prune, prune_by=config.prune_by, prune_layers=config.prune_layers,
-        tail=config.tail, prune_scores=prune_scores, expansion_scores=expansion_scores,
-    )  # fmt: skip
-    names = list(expanded_shapes(run.base, run.plan))
-    problem = unmatched_parts(run.plan, names)
-    if problem is not None:
-        raise ConfigError([problem])
-    trainable_names(run.plan, names)
+    run.plan = plan_for(shape, config, prune_scores=prune_scores, expansion_scores=expansion_scores)
     run.plan.save(path)
 
 
@@ -137,10 +127,3 @@ def score_before(run: Run) -> None:
     base = run.score_folder(run.base, "held-out text, base model")
     in_loop = {"base": run.scorer.in_loop_part(base), "start": run.scorer.in_loop_part(start)}
     run.results.update(before=in_loop, heldout=compare(run.scorer.sets, run.loader.roles, base, start, start))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides results."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("slayer", "torch", "transformers", "deepspeed", "datasets")}

@@ -44,6 +44,11 @@ class Run:
         heldout = {name: self.text.prepared.heldout_documents(name, self.tokenizer) for name in self.config.data.sources}
         self.scorer = HeldoutScorer(heldout, self.tokenizer, self.config.heldout, self.config.data.sequence_length)
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all steps, where every row is full."""
+        return self.total_steps * self.config.train.batch_rows * self.config.data.sequence_length
+
     def sample_rows(self, tokens: int = SAMPLE_TOKENS, *, skip_tokens: int = 0) -> Batch:
         """The first rows that training would see (behind `skip_tokens` of them), domain and replay in their shares: what is measured must
         serve both. At least one row."""

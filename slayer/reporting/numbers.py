@@ -25,8 +25,8 @@ def short(value: float | None) -> str:
 
 
 def size(n_bytes: float | None) -> str:
-    """Bytes in three figures: 612 B, 3.48 MB."""
-    return MISSING if n_bytes is None else f"{short(n_bytes)} B" if n_bytes < 999.5 else f"{short(n_bytes)}B"
+    """Bytes in three figures: 612 B, 3.48 MB, 43.1 GB."""
+    return MISSING if n_bytes is None else f"{short(n_bytes)} B" if n_bytes < 999.5 else f"{short(n_bytes).replace(' B', ' G')}B"
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

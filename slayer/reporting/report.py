@@ -31,6 +31,7 @@ from slayer.reporting.document import (
     to_html,
     to_markdown,
 )
+from slayer.reporting.estimate_report import estimate_blocks
 from slayer.reporting.event_words import event_sentences
 from slayer.reporting.figures import change_figure, heldout_figure, loss_figure, plan_figure
 from slayer.reporting.layer_report import choice_blocks, layer_blocks
@@ -66,7 +67,8 @@ def report_document(run: RunFolder) -> Document:
     """The report as data. Figures are saved on the way."""
     scores, layers = source_scores(run.results), read_layers(run.path)
     sections = [
-        ("What the model is made of", _plan_blocks(run)), ("Which layers matter", layer_blocks(layers, run.path) if layers else []),
+        ("What the model is made of", _plan_blocks(run)), ("What it costs", estimate_blocks(run.section("estimate"))),
+        ("Which layers matter", layer_blocks(layers, run.path) if layers else []),
         ("Learnt and forgotten", _score_blocks(run, scores)), ("Benchmarks", benchmark_blocks(run)),
         ("What moved in its predictions", shift_blocks(run)), ("Samples, before and after", _sample_blocks(run)),
         ("Training", _training_blocks(run, scores)), ("What happened on the way", _event_blocks(run)), ("Text", _data_blocks(run)),

@@ -13,14 +13,12 @@ from slayer.surgery.families import (
     EMBEDDINGS,
     HEAD,
     LAYER_PREFIX,
-    ModelShape,
     expanded_config,
     family_of,
     is_residual_output,
     layer_of,
     read_any_config,
     read_model_config,
-    shape_of,
 )
 from slayer.surgery.initialise import mean_of, random_like, slerp_midpoint
 from slayer.surgery.plan import Keep, LayerPlan, New
@@ -30,26 +28,6 @@ if TYPE_CHECKING:
     import torch
 
 HASHES_NAME = "tensor_hashes.json"
-
-
-def read_shape(folder: Path) -> ModelShape:
-    """Sizes of a model folder; reads only headers."""
-    config = read_model_config(folder)
-    weights = Weights(folder)
-    largest = max(weights.infos.values(), key=lambda info: info.n_bytes)
-    count = 1
-    for size in largest.shape:
-        count *= size
-    return shape_of(config, {name: info.shape for name, info in weights.infos.items()}, largest.n_bytes // max(count, 1))
-
-
-def expanded_shapes(base: Path, plan: LayerPlan) -> dict[str, tuple[int, ...]]:
-    """Shapes of the expanded model's parameters by name, before it is built: a head that is the input embedding is none of its own."""
-    config = read_model_config(base)
-    shapes = {recipe.name: recipe.shape for recipe in _recipes(config, Weights(base), plan, seed=0)}
-    if config.get("tie_word_embeddings", False):
-        shapes.pop(HEAD, None)
-    return shapes
 
 
 def build_expanded(base: Path, plan: LayerPlan, folder: Path, *, seed: int) -> dict[str, str]:

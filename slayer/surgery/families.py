@@ -5,7 +5,6 @@ and which configuration entries count or list layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,23 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One architecture. `residual_projections` are zeroed (weight and bias) in a new block."""
+    """One architecture. `residual_projections` are zeroed (weight and bias) in a new block; `attention_bias`: queries, keys and values have
+    biases; `head_norms`: queries and keys are normalised, head by head."""
 
     model_type: str
+    attention_bias: bool = False
+    head_norms: bool = False
     residual_projections: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
     per_layer_lists: tuple[str, ...] = ("layer_types",)
 
 
-FAMILIES = {name: Family(model_type=name) for name in ("llama", "mistral", "qwen2", "qwen3")}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """Sizes of a model, in parameters and layers."""
-
-    n_layers: int
-    block_parameters: int
-    other_parameters: int
-    hidden_size: int
-    vocabulary: int
-    attention_width: int
-    head_parameters: int
-    bytes_per_parameter: int
-
-    @property
-    def tied(self) -> bool:
-        """True where the input embedding is the head too."""
-        return self.other_parameters < 2 * self.head_parameters
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family(model_type="llama"), Family(model_type="mistral"), Family(model_type="qwen2", attention_bias=True),
+        Family(model_type="qwen3", head_norms=True),
+    )
+}  # fmt: skip
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -138,16 +127,3 @@ def expanded_config(config: dict[str, Any], plan: LayerPlan) -> dict[str, Any]:
         # Only readers that ignore layer_types look at this; right for them where all full layers come first.
         result["max_window_layers"] = next((index for index, kind in enumerate(result["layer_types"]) if kind == "sliding_attention"), plan.n_layers)
     return result
-
-
-def shape_of(config: dict[str, Any], tensor_shapes: dict[str, tuple[int, ...]], bytes_per_parameter: int) -> ModelShape:
-    """Sizes from the shapes of the tensors themselves."""
-    block = sum(prod(shape) for name, shape in tensor_shapes.items() if (at := layer_of(name)) is not None and at[0] == 0)
-    other = sum(prod(shape) for name, shape in tensor_shapes.items() if layer_of(name) is None)
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    return ModelShape(
-        n_layers=config["num_hidden_layers"], block_parameters=block, other_parameters=other, hidden_size=config["hidden_size"],
-        vocabulary=config["vocab_size"], attention_width=heads * head_dim, head_parameters=config["vocab_size"] * config["hidden_size"],
-        bytes_per_parameter=bytes_per_parameter,
-    )  # fmt: skip

@@ -21,3 +21,13 @@ def device_name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def device_memory() -> int:
+    """Bytes of that device: all of a GPU's memory, or what this machine has free."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return int(psutil.virtual_memory().available)

@@ -10,9 +10,10 @@ import pytest
 
 from slayer.config import ExpansionConfig, FreezeConfig
 from slayer.errors import PlanError
-from slayer.surgery.build import build_expanded, expanded_shapes
+from slayer.surgery.build import build_expanded
 from slayer.surgery.freeze import stage_factors, stage_parameters, trainable_names, unmatched_parts
 from slayer.surgery.plan import LayerPlan, build_plan
+from slayer.surgery.shape import read_shape
 
 INNER = ("self_attn.q_proj.weight", "mlp.down_proj.bias", "input_layernorm.weight")
 
@@ -71,7 +72,7 @@ def test_the_parts_of_a_real_model(family: str, tied: bool, make_model: Callable
     build_expanded(base, plan, tmp_path / "model", seed=0)
     model = load_plain(tmp_path / "model")
     names = [name for name, _ in model.named_parameters()]
-    assert sorted(expanded_shapes(base, plan)) == sorted(names), "the names are known before the model is built"
+    assert sorted(read_shape(base).tensors(plan.n_layers)) == sorted(names), "the names are known before the model is built"
 
     layers = {index: {f"model.layers.{index}.{name}" for name, _ in layer.named_parameters()} for index, layer in enumerate(model.model.layers)}
     norms = {f"{name}.weight" for name, module in model.named_modules() if "Norm" in type(module).__name__}
@@ -85,7 +86,7 @@ def test_the_parts_of_a_real_model(family: str, tied: bool, make_model: Callable
         factors = stage_factors(plan, names, stage)
         assert set(factors) == wanted[part] and set(factors.values()) == {0.5}, part
         assert list(factors) == [name for name in names if name in factors], "in the order of the names"
-        assert stage_parameters(plan, expanded_shapes(base, plan))[stage] == sum(sizes[name] for name in factors)
+        assert stage_parameters(plan, read_shape(base).tensors(plan.n_layers))[stage] == sum(sizes[name] for name in factors)
     assert set(trainable_names(plan, names)) == set().union(*(wanted[part] for part in parts))
 
 
