@@ -7,7 +7,7 @@ from slayer.config.evaluation import EvaluationConfig
 from slayer.config.launching import LauncherConfig, TrackerConfig
 from slayer.config.layers import ExpansionConfig, FreezeConfig, FreezeStageConfig, Init, ModelConfig, PlanScore, RandomModelConfig, Strategy
 from slayer.config.run import RunConfig
-from slayer.config.saved import NOT_PART_OF_A_RUN, config_differences, load_config, save_config
+from slayer.config.saved import NOT_PART_OF_A_RUN, config_differences, differing_keys, load_config, save_config
 from slayer.config.scoring import AnalysisConfig, DecodingConfig, HeldoutConfig, SuiteConfig, TaskConfig
 from slayer.config.section import Section
 from slayer.config.text import CleaningConfig, DataConfig, SourceConfig, StageConfig
@@ -42,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "WatchdogConfig",
     "config_differences",
+    "differing_keys",
     "load_config",
     "save_config",
 ]

@@ -7,12 +7,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from slayer.config import RunConfig
 from slayer.forward import PackedRows, logits_of, nll_BL
 from slayer.training.guard import Guard
 from slayer.training.optim import TrainedGroup, parameter_groups
+from slayer.training.parts import TensorsByName, take_parts
 from slayer.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -21,24 +22,25 @@ if TYPE_CHECKING:
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
-class TensorsByName(Protocol):
-    """Anything that gives a tensor for a name."""
-
-    def __getitem__(self, name: str, /) -> torch.Tensor: ...
-
-    def __contains__(self, name: object, /) -> bool: ...
-
-
 class TrainingEngine:
     """A model whose named tensors train, under ZeRO stage 0–3 in bf16 (fp32 masters) or fp32."""
 
-    def __init__(self, model: Any, groups: Sequence[TrainedGroup], config: RunConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, model: Any, groups: Sequence[TrainedGroup], config: RunConfig, ranks: Ranks, weights: TensorsByName | None = None
+    ) -> None:  # fmt: skip
+        """`weights`: for a model on the meta device under ZeRO-3, where each rank reads its own part of every tensor."""
         import torch
 
         deepspeed = _deepspeed()
         self.ranks, self.stage, self.groups = ranks, config.engine.zero_stage, list(groups)
         self.accumulation = config.train.batch_rows // (config.engine.micro_batch_rows * ranks.world)
         self.model_config = model.config
+        if weights is not None:
+            deepspeed.init_distributed(dist_init_required=False)  # takes over the group that is open
+            # Given a module, even an empty one, it sets the same things up as for a model that it partitions itself.
+            settings = deepspeed_settings(config, self.accumulation, 0)
+            cutter = deepspeed.zero.Init(module=torch.nn.Module(), dtype=next(model.parameters()).dtype, config_dict_or_path=settings)
+            take_parts(model, weights, cutter, ranks)
         chosen = {name for group in groups for name in group.names}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
