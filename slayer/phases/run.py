@@ -98,7 +98,7 @@ class Run:
         """Every other rank: open what the first one left. CheckpointError where it cannot be seen from here."""
         if self.ranks.is_first:
             return
-        self._wait_for(self.folder / "plan.json")
+        wait_until_seen(self.folder / "plan.json")
         self.open_data()
         self.plan = load_plan(self.folder / "plan.json")
         self.results = Results(self.folder)
@@ -123,13 +123,14 @@ class Run:
                 break
         self.ranks.agree_on(problem)
 
-    def _wait_for(self, path: Path) -> None:
-        """Return when a file that the first rank has written can be seen from here, too: network disks may take a while."""
-        until = time.monotonic() + SHARED_SECONDS
-        while not path.exists():
-            if time.monotonic() > until:
-                raise CheckpointError(
-                    f"{path.resolve()} is not there {SHARED_SECONDS:g} s after rank 0 has written it: runs_dir must be one folder that all hosts "
-                    "share; type runs_dir=DIR on such a disk, the same on every host"
-                )
-            time.sleep(0.2)
+
+def wait_until_seen(path: Path, seconds: float = SHARED_SECONDS) -> None:
+    """Return when a file that the first rank has written can be seen from here, too: network disks may take a while. CheckpointError."""
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            raise CheckpointError(
+                f"{path.resolve()} is not there, {seconds:g} s after rank 0 has written it: runs_dir must be one folder that all hosts share; "
+                "type runs_dir=DIR on such a disk, the same on every host"
+            )
+        time.sleep(min(0.2, seconds / 4))

@@ -1,0 +1,197 @@
+"""What each of several ranks does for test_four_ranks.py and test_parts_of_ranks.py, and one rank alone to compare with."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_training import (
+    BINDING,
+    PACE,
+    PRECISIONS,
+    STAGES,
+    Diary,
+    RandomRows,
+    names_in_layer,
+    open_engine,
+    run_config,
+    same,
+    small_model,
+    weights_of,
+)
+
+from slayer.errors import ConfigError, Problem, SlayerError
+from slayer.forward import hollow_model, load_model
+from slayer.surgery.families import HEAD
+from slayer.surgery.weights import Weights
+from slayer.training.checkpoint.folder import checkpoint_folder
+from slayer.training.checkpoint.load import load_checkpoint
+from slayer.training.engine import TrainingEngine
+from slayer.training.loop import Course, train
+from slayer.training.optim import TrainedGroup, trained_groups
+from slayer.training.ranks import Ranks, open_ranks
+from slayer.training.signals import StopRequest
+from slayer.training.state import RunState
+
+BATCH_ROWS, STEPS = 8, 6
+ACCUMULATIONS = (1, 2)
+WORLD = 4
+CASES = [f"{stage} {precision} {accumulation}" for stage in STAGES for precision in PRECISIONS for accumulation in ACCUMULATIONS]
+STAGE_ENDS_AFTER = 3
+Record = dict[str, Any]
+
+
+def all_cases(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Records of a plain training for every ZeRO stage, precision and accumulation, and of a staged one for every ZeRO stage."""
+    plain = {case: _plain(ranks, case) for case in CASES}
+    return {"plain": plain, "staged": {str(stage): _staged(ranks, stage, folder / f"staged-{ranks.world}-{stage}") for stage in STAGES}}
+
+
+def _plain(ranks: Ranks, case: str) -> list[Record]:
+    stage, precision, accumulation = case.split()
+    micro_batch_rows = BATCH_ROWS // (WORLD * int(accumulation))  # the same rows side by side, however many ranks there are
+    settings = {"micro_batch_rows": micro_batch_rows, "batch_rows": BATCH_ROWS, "learning_rate": 5e-3}
+    engine, diary = open_engine(ranks, run_config(int(stage), precision, **settings)), Diary()
+    try:
+        course, config = Course(total_steps=STEPS), run_config(int(stage), precision, **settings).train
+        train(engine, RandomRows(BATCH_ROWS), RunState(), course, config, diary.callbacks(engine), PACE, StopRequest())
+    finally:
+        engine.close()
+    return diary.timeless
+
+
+def _staged(ranks: Ranks, stage: int, folder: Path) -> list[Record]:
+    """The middle layer, then with it the last one and the norms of the first: two engines, and a checkpoint between them."""
+    model = small_model()
+    middle, last = (dict.fromkeys(names_in_layer(model, layer), 1.0) for layer in (1, 2))
+    norms = {name: 0.5 for name in names_in_layer(model, 0) if name.endswith("norm.weight")}
+    factors = [middle, {**norms, **middle, **last}]
+    loader = RandomRows(BATCH_ROWS)
+    ends = sum(loader.valid_tokens(step) for step in range(STAGE_ENDS_AFTER))
+    config = run_config(stage, "fp32", micro_batch_rows=1, batch_rows=BATCH_ROWS, learning_rate=5e-3, save_every=100)
+    state, records = RunState(), list[Record]()
+    while state.step < STEPS:
+        engine, diary = TrainingEngine(small_model(), trained_groups(factors, state.stage_steps), config, ranks), Diary()
+        try:
+            if state.step:
+                load_checkpoint(checkpoint_folder(folder, state.step), engine, BINDING)
+            course = Course(total_steps=STEPS, stage_ends_at_tokens=(ends,)[state.stage :], stage_warmup_steps=1)
+            callbacks = diary.callbacks(engine, folder)
+            state, _ = train(engine, loader, state, course, config.train, callbacks, PACE, StopRequest())
+        finally:
+            engine.close()
+        records += diary.timeless
+    return records
+
+
+def agreements(ranks: Ranks) -> dict[str, str]:
+    """What each rank is told when some rank cannot do its part."""
+
+    def fails_on(*failing: int) -> str:
+        def act() -> int:
+            if ranks.rank in failing:
+                raise ConfigError([Problem(key="prune", value=ranks.rank, why="is too many", fix="prune=2")])
+            return ranks.rank
+
+        try:
+            return str(ranks.together(act))
+        except SlayerError as error:
+            return f"{type(error).__name__}: {error}"
+
+    return {"nobody": fails_on(), "third": fails_on(2), "all": fails_on(*range(ranks.world)), "nobody again": fails_on()}
+
+
+# ── ZeRO-3: parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_from_files(ranks: Ranks, folder: Path, precision: str) -> TrainingEngine:
+    """As a run opens it: each rank reads its part."""
+    weights = Weights(folder)
+    model = hollow_model(folder, precision, own_head=HEAD in weights)
+    return TrainingEngine(model, [TrainedGroup(names=tuple(names_in_layer(model)))], _config(ranks, precision), ranks, weights)
+
+
+def open_whole(ranks: Ranks, folder: Path, precision: str) -> TrainingEngine:
+    """As DeepSpeed would have it: each rank loads everything, of which parts are kept."""
+    model = load_model(folder, precision)
+    return TrainingEngine(model, [TrainedGroup(names=tuple(names_in_layer(model)))], _config(ranks, precision), ranks)
+
+
+def _config(ranks: Ranks, precision: str) -> Any:
+    return run_config(3, precision, micro_batch_rows=4 // ranks.world, batch_rows=4, learning_rate=5e-3)
+
+
+def parts_case(ranks: Ranks, folder: Path, precision: str) -> dict[str, Any]:
+    """Whether what was read is what the files hold, and the training behind it that of a model loaded whole."""
+    weights, dtype = Weights(folder), {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    found: dict[str, Any] = {}
+    for name, open_on in (("parts", open_from_files), ("whole", open_whole)):
+        engine = open_on(ranks, folder, precision)
+        try:
+            if name == "parts":
+                found["is_the_files_own"] = same(weights_of(engine), {one: weights[one].to(dtype) for one in weights.infos})
+                held = [engine.resident(one).numel() for one in engine.names]
+                found["held"] = [sum(held), sum(weights[one].numel() for one in engine.names)]
+            diary = Diary()
+            course = Course(total_steps=4)
+            train(engine, RandomRows(4), RunState(), course, _config(ranks, precision).train, diary.callbacks(engine), PACE, StopRequest())
+            found[name] = diary.timeless
+        finally:
+            engine.close()
+    return found
+
+
+@contextmanager
+def peak_of_own_memory() -> Iterator[list[int]]:
+    """A list whose one entry is, afterwards, how far this process's own memory (no mapped files) has risen, in bytes."""
+    over, peak, began = threading.Event(), [0], own_memory_bytes()
+
+    def look() -> None:
+        while not over.wait(0.002):
+            peak[0] = max(peak[0], own_memory_bytes() - began)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+        peak[0] = max(peak[0], own_memory_bytes() - began)
+
+
+def own_memory_bytes() -> int:
+    """RssAnon of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+
+def memory_case(ranks: Ranks, folder: Path) -> dict[str, int]:
+    """The peak while a larger model is opened, either way."""
+    found = {}
+    for name, open_on in (("parts", open_from_files), ("whole", open_whole)):
+        ranks.wait()
+        with peak_of_own_memory() as peak:
+            engine = open_on(ranks, folder, "fp32")
+        engine.close()
+        found[name] = peak[0]
+        time.sleep(0.1)
+    return found
+
+
+def main(folder: Path, models: dict[str, Path]) -> None:
+    """All of it, into a file of this rank's own."""
+    with open_ranks() as ranks:
+        found = all_cases(ranks, folder)
+        found["parts"] = {
+            f"{name} {precision}": parts_case(ranks, path, precision) for name, path in models.items() if name != "large" for precision in PRECISIONS
+        }
+        found["agreements"] = agreements(ranks)
+        found["memory"] = memory_case(ranks, models["large"])
+        (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
