@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,6 @@ def test_cores_are_shared_among_the_ranks_of_a_host(join: Join, monkeypatch: pyt
         monkeypatch.setenv("OMP_NUM_THREADS", typed)
     join(0, 8, LOCAL_SIZE="4")  # of two hosts
     share_cores()
-    import os
-
     assert os.environ["OMP_NUM_THREADS"] == expected
 
 

@@ -1,0 +1,145 @@
+"""Whether many ranks train as one does, and what each holds under ZeRO-3: python benchmarks/many_ranks.py [--ranks 2 4] [--json FILE]
+
+losses    Six steps of a small Llama, five ways of freezing and accumulating, at every ZeRO stage: the largest difference of any loss from
+          that of one rank. fp32 must be within 1e-5, bf16 within 2e-3.
+memory    A Llama of 16 layers of width 512 in fp32, one of whose layers trains, under ZeRO-3. How far a rank's own memory (RssAnon; mapped
+          files are the system's) rises at most while the model is opened and makes its first two steps, when each rank reads its part
+          (parts), and when each loads everything, of which DeepSpeed then keeps a part (whole). DeepSpeed keeps up to 1e9 gathered weights
+          at hand, more than this model has; here it may keep two layers, as it would of a model that is large.
+          The losses of both must be the same bits.
+
+Exit code 1 when something does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "distributed"), str(ROOT)]
+
+LAYERS, WIDTH = 16, 512
+NEAR = {"fp32": 1e-5, "bf16": 2e-3}
+
+
+def make_large(folder: Path) -> Path:
+    """A random model in a folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": LAYERS}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8192, tie_word_embeddings=False, **shape)).save_pretrained(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def losses_of_ranks(folder: Path) -> None:
+    """What each rank does for `losses`."""
+    from four_ranks_worker import all_cases
+
+    from slayer.training.ranks import open_ranks
+
+    with open_ranks() as ranks:
+        found = all_cases(ranks, folder)
+        if ranks.is_first:
+            (folder / f"losses-{ranks.world}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def memory_of_ranks(folder: Path, model: Path, way: str) -> None:
+    """What each rank does for `memory`."""
+    import slayer.training.engine as engine_module
+    from four_ranks_worker import open_from_files, open_whole, own_memory_bytes, peak_of_own_memory
+    from small_training import RandomRows
+
+    from slayer.training.ranks import open_ranks
+
+    original, two_layers = engine_module.deepspeed_settings, 2 * (4 * WIDTH**2 + 3 * WIDTH * 1408)
+
+    def settings(*arguments: Any) -> dict[str, Any]:
+        found = original(*arguments)
+        found["zero_optimization"] |= {"stage3_max_live_parameters": two_layers, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        return found
+
+    engine_module.deepspeed_settings = settings
+    with open_ranks() as ranks:
+        ranks.wait()
+        before = own_memory_bytes()
+        with peak_of_own_memory() as opening:
+            engine = (open_from_files if way == "parts" else open_whole)(ranks, model, "fp32")
+        losses, loader = [], RandomRows(4)
+        with peak_of_own_memory() as steps:
+            held = own_memory_bytes() - before
+            for step in range(2):
+                for rows in loader.micro_batches(step, rank=ranks.rank, world=ranks.world, micro_batch_rows=4 // ranks.world):
+                    losses.append(float(engine.forward_backward(rows, loader.valid_tokens(step)).sum()))
+                engine.update(step, 1e-3, 0.1)
+        told = ranks.gather({"opening": opening[0], "held": held, "steps": held + steps[0], "losses": losses})
+        engine.close()
+        if ranks.is_first:
+            (folder / f"memory-{way}-{ranks.world}.json").write_text(json.dumps(told), encoding="utf-8")
+
+
+def measure_losses(worlds: list[int], folder: Path) -> dict[str, dict[str, float]]:
+    """Largest difference by case and number of ranks."""
+    from forked_ranks import run_forked
+
+    for world in (1, *worlds):
+        run_forked(losses_of_ranks, world, folder, seconds=600)
+    alone, *others = (json.loads((folder / f"losses-{world}.json").read_text(encoding="utf-8")) for world in (1, *worlds))
+    return {
+        f"{kind} {case}": {
+            str(world): max(abs(one["loss"] - two["loss"]) for one, two in zip(alone[kind][case], found[kind][case], strict=True))
+            for world, found in zip(worlds, others, strict=True)
+        }
+        for kind in alone
+        for case in alone[kind]
+    }
+
+
+def measure_memory(worlds: list[int], folder: Path) -> dict[str, Any]:
+    """By number of ranks and way: the largest of any rank, in bytes, and the losses."""
+    from forked_ranks import run_forked
+
+    model = make_large(folder / "large")
+    found: dict[str, Any] = {"weights": sum(path.stat().st_size for path in model.glob("*.safetensors"))}
+    for world in (1, *worlds):
+        for way in ("parts", "whole"):
+            run_forked(memory_of_ranks, world, folder, model, way, seconds=600)
+            told = json.loads((folder / f"memory-{way}-{world}.json").read_text(encoding="utf-8"))
+            most = {name: max(one[name] for one in told) for name in ("opening", "held", "steps")}
+            found[f"{world} {way}"] = {**most, "losses": [one["losses"] for one in told]}
+    return found
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        losses, memory = measure_losses(arguments.ranks, Path(name)), measure_memory(arguments.ranks, Path(name))
+    print(f"{'ZeRO, type, accumulation':34}" + "".join(f"{f'{world} ranks':>12}" for world in arguments.ranks))
+    for case, by_world in losses.items():
+        print(f"{case:34}" + "".join(f"{by_world[str(world)]:12.1e}" for world in arguments.ranks))
+    print(f"\nmodel of {memory['weights'] / 1e6:.0f} MB" + f"\n{'ranks':8}{'way':8}{'opening MB':>12}{'held MB':>12}{'steps MB':>12}")
+    same = True
+    for world in (1, *arguments.ranks):
+        for way in ("parts", "whole"):
+            case = memory[f"{world} {way}"]
+            print(f"{world:<8}{way:8}" + "".join(f"{case[name] / 1e6:12.0f}" for name in ("opening", "held", "steps")))
+        same = same and memory[f"{world} parts"]["losses"] == memory[f"{world} whole"]["losses"]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"losses": losses, "memory": memory}, indent=1) + "\n", encoding="utf-8")
+    near = all(difference <= NEAR["bf16" if "bf16" in case else "fp32"] for case, by_world in losses.items() for difference in by_world.values())
+    print(f"\n{'✔' if near else '✖'} the losses of one rank\n{'✔' if same else '✖'} parts and whole give the same bits")
+    return 0 if near and same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
