@@ -52,10 +52,10 @@ def losses_of_ranks(folder: Path) -> None:
 
 def memory_of_ranks(folder: Path, model: Path, way: str) -> None:
     """What each rank does for `memory`."""
-    import slayer.training.engine as engine_module
     from four_ranks_worker import open_from_files, open_whole, own_memory_bytes, peak_of_own_memory
     from small_training import RandomRows
 
+    import slayer.training.engine as engine_module
     from slayer.training.ranks import open_ranks
 
     original, two_layers = engine_module.deepspeed_settings, 2 * (4 * WIDTH**2 + 3 * WIDTH * 1408)

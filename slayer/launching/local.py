@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from slayer.config import RunConfig, save_config
-from slayer.errors import EngineError, SlayerError
+from slayer.errors import EngineError, SlayerError, ToldError
 from slayer.launching.joined import is_joined
 from slayer.launching.restarts import FAILURE_NAME, death, run_restarted
 from slayer.training.ranks import is_lost_rank, require_free_port
@@ -71,7 +71,7 @@ def run_here(config: RunConfig, command: str) -> Launched:
             raise
         told = as_message(error)
         print_error(told)
-        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
+        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=None if isinstance(told, ToldError) else str(told))
     if outcome.stopped_at is not None:
         if first:
             open_console().print(f"stopped and saved at step {outcome.stopped_at}")

@@ -31,8 +31,8 @@ SAMPLE_TOKENS = 1024
 WORKING_SHARE = 1.3
 """Memory that scoring takes, activations and logits with it, over the weights."""
 
-SHARED_SECONDS = 45.0
-"""Longer than a network disk of ordinary settings (NFS: acdirmax=60, of which a missing name is remembered for 30) hides a new file."""
+SHARED_SECONDS = 65.0
+"""Longer than a network disk hides a new file: NFS asks anew what is in a folder after 60 seconds at the latest (acdirmax)."""
 
 
 class Run:

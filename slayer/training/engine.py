@@ -13,7 +13,7 @@ from slayer.config import RunConfig
 from slayer.forward import PackedRows, logits_of, nll_BL
 from slayer.training.guard import Guard
 from slayer.training.optim import TrainedGroup, parameter_groups
-from slayer.training.parts import TensorsByName, take_parts
+from slayer.training.partition import TensorsByName, take_parts
 from slayer.training.ranks import Ranks
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 from command_runs import Done, environment, wait_for
-from drill_server import RankServers
+from drill_server import RankServers, free_port
 from run_folders import ROOT, RunFolder
 from small_text import run_overrides, write_text
 
 pytestmark = pytest.mark.slow
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus=2"]
+DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={free_port()}"]
 """What the commands torchrun and deepspeed call."""
 STARTS = {"processes": ["train.py", "launcher.processes=2"], "torchrun": [*TORCHRUN, "train.py"], "deepspeed": [*DEEPSPEED, "train.py"]}
 LONG = ["train.max_steps=400", "train.save_every=1000"]
