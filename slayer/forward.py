@@ -73,9 +73,8 @@ def hollow_model(folder: Path, precision: str, *, own_head: bool) -> Any:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[precision]), attn_implementation="sdpa", trust_remote_code=False)
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if own_head and head.weight is embeddings.weight:
-        head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
+    if not own_head:
+        model.tie_weights()  # each parameter that is put aside becomes one of its own
     return model.eval()
 
 

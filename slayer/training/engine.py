@@ -35,13 +35,14 @@ class TrainingEngine:
         self.ranks, self.stage, self.groups = ranks, config.engine.zero_stage, list(groups)
         self.accumulation = config.train.batch_rows // (config.engine.micro_batch_rows * ranks.world)
         self.model_config = model.config
+        chosen = {name for group in groups for name in group.names}
+        n_trained = sum(parameter.numel() for name, parameter in model.named_parameters() if name in chosen)
+        settings = deepspeed_settings(config, self.accumulation, n_trained)
         if weights is not None:
             deepspeed.init_distributed(dist_init_required=False)  # takes over the group that is open
             # Given a module, even an empty one, it sets the same things up as for a model that it partitions itself.
-            settings = deepspeed_settings(config, self.accumulation, 0)
             cutter = deepspeed.zero.Init(module=torch.nn.Module(), dtype=next(model.parameters()).dtype, config_dict_or_path=settings)
             take_parts(model, weights, cutter, ranks)
-        chosen = {name for group in groups for name in group.names}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         if config.engine.activation_checkpointing:
@@ -55,10 +56,7 @@ class TrainingEngine:
         parameters = parameter_groups(self.groups, dict(model.named_parameters()), config.train.weight_decay)
         self._adamw = torch.optim.AdamW(parameters, lr=0.0, betas=(config.train.beta1, config.train.beta2), fused=True)
         self._adamw.register_step_pre_hook(self._judge)
-        n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=deepspeed_settings(config, self.accumulation, n_trained), dist_init_required=False
-        )
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._adamw, config=settings, dist_init_required=False)
         self.module = self._engine.module
         self._parameters: dict[str, torch.nn.Parameter] = dict(self.module.named_parameters())
         self._training = set(self.trainable)
