@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from small_training import (
     weights_of,
 )
 
+from slayer.config import RandomModelConfig
+from slayer.data.random_model import tiny_model
 from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.forward import hollow_model, load_model
 from slayer.surgery.families import HEAD
@@ -105,6 +108,12 @@ def agreements(ranks: Ranks) -> dict[str, str]:
             return f"{type(error).__name__}: {error}"
 
     return {"nobody": fails_on(), "third": fails_on(2), "all": fails_on(*range(ranks.world)), "nobody again": fails_on()}
+
+
+def model_of_its_own(cache: Path) -> list[str]:
+    """The files of a random model that a rank makes in a cache that is not shared."""
+    os.environ["SLAYER_CACHE"] = str(cache)
+    return sorted(path.name for path in tiny_model(RandomModelConfig(layers=1)).iterdir())
 
 
 # ── ZeRO-3: parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,6 +201,7 @@ def main(folder: Path, models: dict[str, Path]) -> None:
         found["parts"] = {
             f"{name} {precision}": parts_case(ranks, path, precision) for name, path in models.items() if name != "large" for precision in PRECISIONS
         }
+        found["model"] = model_of_its_own(folder / f"cache-{ranks.rank}")
         found["agreements"] = agreements(ranks)
         found["memory"] = memory_case(ranks, models["large"])
         (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -78,6 +78,11 @@ def test_what_one_rank_cannot_do_none_goes_on_after(four: list[Found]) -> None:
     assert re.search(r"rank 2 on \S+ cannot go on: 1 problem", four[0]["agreements"]["third"])
 
 
+def test_each_rank_can_make_a_model_in_a_cache_of_its_own(four: list[Found]) -> None:
+    for found in four:
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["model"])
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["odd", "tied"])
 def test_each_rank_reads_its_part(four: list[Found], name: str, precision: str) -> None:
