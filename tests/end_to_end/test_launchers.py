@@ -24,12 +24,17 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={free_port()}"]
 """What the commands torchrun and deepspeed call."""
 STARTS = {"processes": ["train.py", "launcher.processes=2"], "torchrun": [*TORCHRUN, "train.py"], "deepspeed": [*DEEPSPEED, "train.py"]}
-LONG = ["train.max_steps=400", "train.save_every=1000"]
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def words(workspace: Path, own_cache: None) -> list[str]:
-    return [*run_overrides(write_text(workspace / "text"), workspace / "runs"), "engine.micro_batch_rows=2", "heldout.samples=0"]
+    return [
+        *run_overrides(write_text(workspace / "text"), workspace / "runs"),
+        "engine.micro_batch_rows=2",
+        "heldout.samples=0",
+        f"train.max_steps={STEPS}",
+    ]
 
 
 def begin(command: Sequence[str], *words: str) -> subprocess.Popen[str]:
@@ -50,13 +55,32 @@ def end(process: subprocess.Popen[str]) -> Done:
 
 
 @pytest.fixture(scope="module")
-def runs(workspace: Path, words: list[str]) -> dict[str, tuple[Done, RunFolder]]:
-    """The same run under each launcher."""
+def stopped(workspace: Path, words: list[str]) -> tuple[Done, list[str], int]:
+    """The run under torchrun, of which a Ctrl-C reaches the whole terminal: how it ended, its checkpoints, and its last step."""
+    folder = workspace / "runs" / "torchrun"
+    process = begin(STARTS["torchrun"], *words, f"run={folder.name}")
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 4, process)
+    os.killpg(process.pid, signal.SIGINT)
+    done = end(process)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return done, [path.name for path in (folder / "checkpoints").iterdir()], int(lines[-1]["step"])
+
+
+@pytest.fixture(scope="module")
+def runs(workspace: Path, words: list[str], stopped: tuple[Done, list[str], int]) -> dict[str, tuple[Done, RunFolder]]:
+    """The same run under each launcher, to its end."""
     found = {}
     for name, command in STARTS.items():
-        done = end(begin(command, *words, "train.max_steps=4", f"run={name}"))
+        done = end(begin(command, *words, f"run={name}"))
         found[name] = done, RunFolder(path=workspace / "runs" / name)
     return found
+
+
+def test_ctrl_c_saves_the_step_in_hand(stopped: tuple[Done, list[str], int]) -> None:
+    done, checkpoints, step = stopped
+    assert 4 <= step < STEPS and done.code == 1  # which is torchrun's
+    assert checkpoints == [f"step-{step:08d}"], done.out
+    assert done.out.count(f"stopped and saved at step {step}") == 1
 
 
 @pytest.mark.parametrize("name", STARTS)
@@ -64,6 +88,7 @@ def test_a_run_is_one_run(runs: dict[str, tuple[Done, RunFolder]], workspace: Pa
     done, run = runs[name]
     assert done.code == 0, done.out
     assert done.out.count("Layer plan") == 1 and done.out.count("report:") == 1 and "Traceback" not in done.out
+    assert done.out.count("going on from step") == (name == "torchrun")
     assert run.results["training"]["ranks"] == 2
     assert sorted(path.name for path in (workspace / "runs").iterdir()) == sorted(STARTS)
 
@@ -71,7 +96,7 @@ def test_a_run_is_one_run(runs: dict[str, tuple[Done, RunFolder]], workspace: Pa
 @pytest.mark.parametrize("name", ["torchrun", "deepspeed"])
 def test_its_numbers_are_those_of_our_own_ranks_bit_for_bit(runs: dict[str, tuple[Done, RunFolder]], name: str) -> None:
     ours, theirs = runs["processes"][1], runs[name][1]
-    assert theirs.timeless == ours.timeless and len(ours.losses) == 4
+    assert theirs.timeless == ours.timeless and len(ours.losses) == STEPS
     assert theirs.results["heldout"] == ours.results["heldout"]
     assert (theirs.path / "model" / "model.safetensors").read_bytes() == (ours.path / "model" / "model.safetensors").read_bytes()
 
@@ -82,32 +107,10 @@ def test_the_frozen_configuration_is_the_same_file(runs: dict[str, tuple[Done, R
     assert theirs.replace(name, "processes") == ours
 
 
-# ── a stop, a refusal ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("launcher", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
-def test_ctrl_c_saves_the_step_in_hand(workspace: Path, words: list[str], launcher: list[str]) -> None:
-    folder = workspace / "runs" / f"stopped-{launcher[1]}"
-    process = begin([*launcher, "train.py"], *words, *LONG, f"run={folder.name}")
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len((folder / "metrics.jsonl").read_text().splitlines()) > 4, process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches all of the foreground
-    done = end(process)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    step = lines[-1]["step"]
-    assert 4 <= step < 400 and done.code != 0
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{step:08d}"], done.out
-    assert done.out.count(f"stopped and saved at step {step}") == 1
-
-
-def test_deepspeed_hands_on_the_exit_code_of_a_refusal_and_torchrun_its_own(words: list[str], workspace: Path) -> None:
-    asked = ["prune=99", "launcher.restarts=2", "run=refused"]
-    both = [begin([*launcher, "train.py"], *words, *asked) for launcher in (TORCHRUN, DEEPSPEED)]
-    torchrun, deepspeed = (end(process) for process in both)
-    assert (torchrun.code, deepspeed.code) == (1, 2), torchrun.out + deepspeed.out
-    for done in (torchrun, deepspeed):
-        assert done.out.count("2 problems in the configuration") == 1
-        assert "leave out launcher.restarts" in done.out and 'train.py", line' not in done.out
-    assert re.search(r"exitcode +: 2 ", torchrun.out)  # it says so in its report
+def test_deepspeed_hands_on_the_exit_code_of_a_refusal(words: list[str], workspace: Path) -> None:
+    done = end(begin(STARTS["deepspeed"], *words, "prune=99", "launcher.restarts=2", "run=refused"))
+    assert done.code == 2 and done.out.count("2 problems in the configuration") == 1, done.out
+    assert "leave out launcher.restarts" in done.out and "Traceback" not in done.out
     assert not (workspace / "runs" / "refused").exists()
 
 
@@ -126,12 +129,12 @@ def said(servers: RankServers, folder: Path, words: Sequence[str]) -> tuple[list
     return codes, log.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("runs")
 def test_a_name_that_each_rank_makes_up_splits_nothing(servers: RankServers, words: list[str], workspace: Path, tmp_path: Path) -> None:
-    before = set((workspace / "runs").iterdir()) if (workspace / "runs").exists() else set()
     codes, out = said(servers, tmp_path, [*words, "run=x-${oc.env:RANK}"])
     assert codes == [2, 2] and out.count("the ranks were not started for the same run") == 1, out
     assert re.search(r"run: rank 0 on \S+ has 'x-0', rank 1 on \S+ has 'x-1'", out) and "run=NAME" in out
-    assert set((workspace / "runs").iterdir() if (workspace / "runs").exists() else ()) == before
+    assert sorted(path.name for path in (workspace / "runs").iterdir()) == sorted(STARTS)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +153,12 @@ def test_a_refusal_is_told_once(servers: RankServers, words: list[str], tmp_path
 def test_another_configuration_under_the_same_name_is_told_once(
     runs: dict[str, tuple[Done, RunFolder]], servers: RankServers, words: list[str], tmp_path: Path
 ) -> None:
-    codes, out = said(servers, tmp_path, [*words, "train.max_steps=4", "run=torchrun", "seed=1"])
+    codes, out = said(servers, tmp_path, [*words, "run=torchrun", "seed=1"])
     assert codes == [2, 2] and out.count("holds a run made with another configuration") == 1 and "lost" not in out, out
 
 
 def test_a_finished_run_is_shown_once(
     runs: dict[str, tuple[Done, RunFolder]], servers: RankServers, words: list[str], tmp_path: Path
 ) -> None:  # fmt: skip
-    codes, out = said(servers, tmp_path, [*words, "train.max_steps=4", "run=torchrun"])
+    codes, out = said(servers, tmp_path, [*words, "run=torchrun"])
     assert codes == [0, 0] and out.count("is finished; nothing to do") == 1, out
