@@ -1,4 +1,4 @@
-"""Whether many ranks train as one does, and what each holds under ZeRO-3: python benchmarks/many_ranks.py [--ranks 2 4] [--json FILE]
+"""Whether many ranks train as one does, and what each holds under ZeRO-3: python benchmarks/many_ranks.py [losses] [memory] [--ranks 2 4]
 
 losses    Six steps of a small Llama, five ways of freezing and accumulating, at every ZeRO stage: the largest difference of any loss from
           that of one rank. fp32 must be within 1e-5, bf16 within 2e-3.
@@ -89,7 +89,7 @@ def measure_losses(worlds: list[int], folder: Path) -> dict[str, dict[str, float
     from forked_ranks import run_forked
 
     for world in (1, *worlds):
-        run_forked(losses_of_ranks, world, folder, seconds=600)
+        run_forked(losses_of_ranks, world, folder, seconds=600, preload="four_ranks_worker")
     alone, *others = (json.loads((folder / f"losses-{world}.json").read_text(encoding="utf-8")) for world in (1, *worlds))
     return {
         f"{kind} {case}": {
@@ -109,36 +109,54 @@ def measure_memory(worlds: list[int], folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"weights": sum(path.stat().st_size for path in model.glob("*.safetensors"))}
     for world in (1, *worlds):
         for way in ("parts", "whole"):
-            run_forked(memory_of_ranks, world, folder, model, way, seconds=600)
+            run_forked(memory_of_ranks, world, folder, model, way, seconds=600, preload="four_ranks_worker")
             told = json.loads((folder / f"memory-{way}-{world}.json").read_text(encoding="utf-8"))
             most = {name: max(one[name] for one in told) for name in ("opening", "held", "steps")}
             found[f"{world} {way}"] = {**most, "losses": [one["losses"] for one in told]}
     return found
 
 
-def main() -> int:
-    """Measure, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        losses, memory = measure_losses(arguments.ranks, Path(name)), measure_memory(arguments.ranks, Path(name))
-    print(f"{'ZeRO, type, accumulation':34}" + "".join(f"{f'{world} ranks':>12}" for world in arguments.ranks))
+def show_losses(losses: dict[str, dict[str, float]], worlds: list[int]) -> bool:
+    """The table, and whether all are near enough."""
+    print(f"{'ZeRO, type, accumulation':34}" + "".join(f"{f'{world} ranks':>12}" for world in worlds))
     for case, by_world in losses.items():
-        print(f"{case:34}" + "".join(f"{by_world[str(world)]:12.1e}" for world in arguments.ranks))
-    print(f"\nmodel of {memory['weights'] / 1e6:.0f} MB" + f"\n{'ranks':8}{'way':8}{'opening MB':>12}{'held MB':>12}{'steps MB':>12}")
-    same = True
-    for world in (1, *arguments.ranks):
+        print(f"{case:34}" + "".join(f"{by_world[str(world)]:12.1e}" for world in worlds))
+    near = all(difference <= NEAR["bf16" if "bf16" in case else "fp32"] for case, by_world in losses.items() for difference in by_world.values())
+    print(f"{'✔' if near else '✖'} the losses of one rank\n", flush=True)
+    return near
+
+
+def show_memory(memory: dict[str, Any], worlds: list[int]) -> bool:
+    """The table, and whether both ways gave the same bits."""
+    print(f"model of {memory['weights'] / 1e6:.0f} MB\n{'ranks':8}{'way':8}{'opening MB':>12}{'held MB':>12}{'steps MB':>12}")
+    for world in (1, *worlds):
         for way in ("parts", "whole"):
             case = memory[f"{world} {way}"]
             print(f"{world:<8}{way:8}" + "".join(f"{case[name] / 1e6:12.0f}" for name in ("opening", "held", "steps")))
-        same = same and memory[f"{world} parts"]["losses"] == memory[f"{world} whole"]["losses"]
+    same = all(memory[f"{world} parts"]["losses"] == memory[f"{world} whole"]["losses"] for world in (1, *worlds))
+    print(f"{'✔' if same else '✖'} parts and whole give the same bits", flush=True)
+    return same
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["losses", "memory"], help="losses, memory (default: both)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        good = []
+        if "losses" in arguments.what:
+            found["losses"] = measure_losses(arguments.ranks, Path(name))
+            good.append(show_losses(found["losses"], arguments.ranks))
+        if "memory" in arguments.what:
+            found["memory"] = measure_memory(arguments.ranks, Path(name))
+            good.append(show_memory(found["memory"], arguments.ranks))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"losses": losses, "memory": memory}, indent=1) + "\n", encoding="utf-8")
-    near = all(difference <= NEAR["bf16" if "bf16" in case else "fp32"] for case, by_world in losses.items() for difference in by_world.values())
-    print(f"\n{'✔' if near else '✖'} the losses of one rank\n{'✔' if same else '✖'} parts and whole give the same bits")
-    return 0 if near and same else 1
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":

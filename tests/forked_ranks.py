@@ -5,27 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
 
-
-def run_forked(function: Callable[..., None], world: int, *arguments: object, seconds: float = 150) -> None:
+def run_forked(function: Callable[..., None], world: int, *arguments: object, seconds: float = 150, preload: str | None = None) -> None:
     """Call `function(*arguments)` in so many ranks of a run and wait for them; fails when one of them does.
 
-    The module of `function` is what the ranks share; it lies in a folder of tests.
+    What the module of `function` imports, or the module `preload`, is paid for once.
     """
-    place = Path(function.__code__.co_filename).parent
     context = multiprocessing.get_context("forkserver")
     with pytest.MonkeyPatch.context() as patch:
         # The fork server has to find what it imports for all.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(place), str(TESTS), str(TESTS.parent)]))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         patch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-        context.set_forkserver_preload([function.__module__])
+        context.set_forkserver_preload([preload or function.__module__])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
