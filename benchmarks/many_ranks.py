@@ -23,7 +23,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "distributed"), str(ROOT)]
 
-LAYERS, WIDTH = 16, 512
+LAYERS, WIDTH, INNER = 16, 512, 1408
+LAYER_WEIGHTS = 4 * WIDTH**2 + 3 * WIDTH * INNER
 NEAR = {"fp32": 1e-5, "bf16": 2e-3}
 
 
@@ -33,7 +34,7 @@ def make_large(folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": WIDTH, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": LAYERS}
+    shape = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": LAYERS}
     LlamaForCausalLM(LlamaConfig(vocab_size=8192, tie_word_embeddings=False, **shape)).save_pretrained(folder)  # type: ignore[arg-type]
     return folder
 
@@ -48,40 +49,6 @@ def losses_of_ranks(folder: Path) -> None:
         found = all_cases(ranks, folder)
         if ranks.is_first:
             (folder / f"losses-{ranks.world}.json").write_text(json.dumps(found), encoding="utf-8")
-
-
-def memory_of_ranks(folder: Path, model: Path, way: str) -> None:
-    """What each rank does for `memory`."""
-    from four_ranks_worker import open_from_files, open_whole, own_memory_bytes, peak_of_own_memory
-    from small_training import RandomRows
-
-    import slayer.training.engine as engine_module
-    from slayer.training.ranks import open_ranks
-
-    original, two_layers = engine_module.deepspeed_settings, 2 * (4 * WIDTH**2 + 3 * WIDTH * 1408)
-
-    def settings(*arguments: Any) -> dict[str, Any]:
-        found = original(*arguments)
-        found["zero_optimization"] |= {"stage3_max_live_parameters": two_layers, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
-        return found
-
-    engine_module.deepspeed_settings = settings
-    with open_ranks() as ranks:
-        ranks.wait()
-        before = own_memory_bytes()
-        with peak_of_own_memory() as opening:
-            engine = (open_from_files if way == "parts" else open_whole)(ranks, model, "fp32")
-        losses, loader = [], RandomRows(4)
-        with peak_of_own_memory() as steps:
-            held = own_memory_bytes() - before
-            for step in range(2):
-                for rows in loader.micro_batches(step, rank=ranks.rank, world=ranks.world, micro_batch_rows=4 // ranks.world):
-                    losses.append(float(engine.forward_backward(rows, loader.valid_tokens(step)).sum()))
-                engine.update(step, 1e-3, 0.1)
-        told = ranks.gather({"opening": opening[0], "held": held, "steps": held + steps[0], "losses": losses})
-        engine.close()
-        if ranks.is_first:
-            (folder / f"memory-{way}-{ranks.world}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def measure_losses(worlds: list[int], folder: Path) -> dict[str, dict[str, float]]:
@@ -104,14 +71,15 @@ def measure_losses(worlds: list[int], folder: Path) -> dict[str, dict[str, float
 def measure_memory(worlds: list[int], folder: Path) -> dict[str, Any]:
     """By number of ranks and way: the largest of any rank, in bytes, and the losses."""
     from forked_ranks import run_forked
+    from four_ranks_worker import memory_of_ranks
 
     model = make_large(folder / "large")
     found: dict[str, Any] = {"weights": sum(path.stat().st_size for path in model.glob("*.safetensors"))}
     for world in (1, *worlds):
         for way in ("parts", "whole"):
-            run_forked(memory_of_ranks, world, folder, model, way, seconds=600, preload="four_ranks_worker")
+            run_forked(memory_of_ranks, world, folder, model, way, 2 * LAYER_WEIGHTS, seconds=600)
             told = json.loads((folder / f"memory-{way}-{world}.json").read_text(encoding="utf-8"))
-            most = {name: max(one[name] for one in told) for name in ("opening", "held", "steps")}
+            most = {name: max(one[name] for one in told) for name in ("opening", "steps")}
             found[f"{world} {way}"] = {**most, "losses": [one["losses"] for one in told]}
     return found
 
@@ -128,11 +96,11 @@ def show_losses(losses: dict[str, dict[str, float]], worlds: list[int]) -> bool:
 
 def show_memory(memory: dict[str, Any], worlds: list[int]) -> bool:
     """The table, and whether both ways gave the same bits."""
-    print(f"model of {memory['weights'] / 1e6:.0f} MB\n{'ranks':8}{'way':8}{'opening MB':>12}{'held MB':>12}{'steps MB':>12}")
+    print(f"model of {memory['weights'] / 1e6:.0f} MB\n{'ranks':8}{'way':8}{'opening MB':>12}{'steps MB':>12}")
     for world in (1, *worlds):
         for way in ("parts", "whole"):
             case = memory[f"{world} {way}"]
-            print(f"{world:<8}{way:8}" + "".join(f"{case[name] / 1e6:12.0f}" for name in ("opening", "held", "steps")))
+            print(f"{world:<8}{way:8}" + "".join(f"{case[name] / 1e6:12.0f}" for name in ("opening", "steps")))
     same = all(memory[f"{world} parts"]["losses"] == memory[f"{world} whole"]["losses"] for world in (1, *worlds))
     print(f"{'✔' if same else '✖'} parts and whole give the same bits", flush=True)
     return same

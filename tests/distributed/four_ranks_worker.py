@@ -1,11 +1,10 @@
-"""What each of several ranks does for test_four_ranks.py and test_parts_of_ranks.py, and one rank alone to compare with."""
+"""What each of four ranks does for test_four_ranks.py, and one rank alone to compare with."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from small_training import (
     weights_of,
 )
 
+import slayer.training.engine as engine_module
 from slayer.config import RandomModelConfig
 from slayer.data.random_model import tiny_model
 from slayer.errors import ConfigError, Problem, SlayerError
@@ -159,8 +159,9 @@ def parts_case(ranks: Ranks, folder: Path, precision: str) -> dict[str, Any]:
 
 @contextmanager
 def peak_of_own_memory() -> Iterator[list[int]]:
-    """A list whose one entry is, afterwards, how far this process's own memory (no mapped files) has risen, in bytes."""
-    over, peak, began = threading.Event(), [0], own_memory_bytes()
+    """A list that says, afterwards, how far this process's own memory (no mapped files) has risen, and from where, in bytes."""
+    began = own_memory_bytes()
+    over, peak = threading.Event(), [0, began]
 
     def look() -> None:
         while not over.wait(0.002):
@@ -182,17 +183,33 @@ def own_memory_bytes() -> int:
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
-def memory_case(ranks: Ranks, folder: Path) -> dict[str, int]:
-    """The peak while a larger model is opened, either way."""
-    found = {}
-    for name, open_on in (("parts", open_from_files), ("whole", open_whole)):
-        ranks.wait()
-        with peak_of_own_memory() as peak:
-            engine = open_on(ranks, folder, "fp32")
+def memory_of_ranks(folder: Path, model: Path, way: str, live_weights: int) -> None:
+    """A process of its own for each way: how far its memory rises while the model is opened and makes two steps, and their losses.
+
+    DeepSpeed keeps up to 1e9 gathered weights at hand, which is all of a small model; here it may keep `live_weights`.
+    """
+    original = engine_module.deepspeed_settings
+
+    def settings(*arguments: Any) -> dict[str, Any]:
+        found = original(*arguments)
+        found["zero_optimization"] |= {"stage3_max_live_parameters": live_weights, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        return found
+
+    engine_module.deepspeed_settings = settings
+    with open_ranks() as ranks:
+        losses, loader = [], RandomRows(4)
+        with peak_of_own_memory() as opening:
+            engine = (open_from_files if way == "parts" else open_whole)(ranks, model, "fp32")
+        before = own_memory_bytes()
+        with peak_of_own_memory() as steps:
+            for step in range(2):
+                for rows in loader.micro_batches(step, rank=ranks.rank, world=ranks.world, micro_batch_rows=4 // ranks.world):
+                    losses.append(float(engine.forward_backward(rows, loader.valid_tokens(step)).sum()))
+                engine.update(step, 1e-3, 0.1)
+        told = ranks.gather({"opening": opening[0], "steps": before - opening[1] + steps[0], "losses": losses})
         engine.close()
-        found[name] = peak[0]
-        time.sleep(0.1)
-    return found
+        if ranks.is_first:
+            (folder / f"memory-{way}-{ranks.world}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 def main(folder: Path, models: dict[str, Path]) -> None:
@@ -202,5 +219,4 @@ def main(folder: Path, models: dict[str, Path]) -> None:
         found["parts"] = {name: parts_case(ranks, models[name], precision) for name, precision in PARTS.items()}
         found["model"] = model_of_its_own(folder / f"cache-{ranks.rank}")
         found["agreements"] = agreements(ranks)
-        found["memory"] = memory_case(ranks, models["large"])
         (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found), encoding="utf-8")
