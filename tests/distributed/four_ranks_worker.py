@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import threading
@@ -21,6 +22,7 @@ from small_training import (
     run_config,
     same,
     small_model,
+    train_steps,
     weights_of,
 )
 
@@ -48,6 +50,8 @@ PARTS = {"odd": "fp32", "tied": "bf16"}
 CASES = ["0 fp32 2", *(f"{stage} fp32 {accumulation}" for stage in (1, 2, 3) for accumulation in (1, 2)), "2 bf16 2", "3 bf16 2"]
 """ZeRO stage, precision, accumulation."""
 STAGE_ENDS_AFTER = 2
+M_MMAP_THRESHOLD = -3
+"""Of malloc.h: larger blocks are mapped, and given back when they are freed."""
 Record = dict[str, Any]
 
 
@@ -196,8 +200,15 @@ def memory_of_ranks(folder: Path, model: Path, way: str, live_weights: int) -> N
         return found
 
     engine_module.deepspeed_settings = settings
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 17)  # what a tensor leaves goes back to the system, and is seen to
     with open_ranks() as ranks:
         losses, loader = [], RandomRows(4)
+        small = open_engine(ranks, _config(ranks, "fp32"))  # imports, and what the libraries keep
+        train_steps(small, _config(ranks, "fp32"), 1)
+        small.close()
+        libc.malloc_trim(0)
+        ranks.wait()
         with peak_of_own_memory() as opening:
             engine = (open_from_files if way == "parts" else open_whole)(ranks, model, "fp32")
         before = own_memory_bytes()
