@@ -17,7 +17,8 @@ from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
 from slayer.launching.help import print_help
-from slayer.launching.local import Launched, as_message, launch
+from slayer.launching.joined import agreed, met, own_words, share_cores, speaks, sweep_problem, tell_once
+from slayer.launching.local import REFUSED_EXIT_CODE, Launched, as_message, launch
 from slayer.launching.naming import run_name, split_override
 from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
 from slayer.launching.versions import installation_problem
@@ -42,7 +43,7 @@ def run(composed: Any) -> float:
         point = Point(sweep_dir=Path(hydra_config.sweep.dir), number=hydra_config.job.num, overrides=overrides)
         sweep_dirs[:] = [point.sweep_dir]
     try:
-        config = validate(composed, overrides, refused)
+        config = agreed(lambda: validate(composed, overrides, refused))
     except (SlayerError, OSError) as error:
         launched = refuse(as_message(error), point)
     else:
@@ -60,21 +61,31 @@ def main() -> int:
     if problem is not None:
         print_error(problem)
         return 2
-    typed = sys.argv[1:]
+    typed = own_words(sys.argv[1:])
+    if not speaks() and ({"--help", "-h"} & set(typed) or only_prints(typed)):
+        return 0
     if {"--help", "-h"} & set(typed):
         print_help()
         return 0
+    share_cores()
     arguments, refused[:] = tolerant(typed, RunConfig)
+    refused.extend(filter(None, [sweep_problem(typed)]))
     if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
-        print_error(ConfigError(refused))
+        tell_once(lambda: print_error(ConfigError(refused)))
         return 2
     OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in arguments if is_override(word)], list(groups())))
     sys.argv[1:] = arguments
     try:
-        with stopped_at_once():
+        with stopped_at_once(), met():
             run()
+    except SlayerError as error:
+        print_error(error)
+        return REFUSED_EXIT_CODE
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        if launches and not sweep_dirs:  # it had ended already: a launcher ends all ranks with the first that does
+            return launches[-1].exit_code
+        if speaks():
+            print("stopped; the same command goes on", file=sys.stderr)
         return max(REQUEUE_EXIT_CODE, *(launched.exit_code for launched in launches), 0)
     finally:
         for sweep_dir in sweep_dirs:

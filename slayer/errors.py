@@ -47,6 +47,10 @@ class EngineError(SlayerError):
     """The training engine cannot be opened: no free port, no such device, not enough disk space."""
 
 
+class ToldError(SlayerError):
+    """What the first rank of a run tells the person: on the others it only ends them."""
+
+
 class InstallationError(SlayerError):
     """Packages that are missing, or older than is safe."""
 
@@ -79,3 +83,7 @@ class ConfigError(SlayerError):
         count = len(self.problems)
         head = "1 problem in the configuration" if count == 1 else f"{count} problems in the configuration"
         super().__init__("\n".join([head, *(f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1))]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Problem, ...]]]:
+        """Ranks send each other what they found wrong."""
+        return ConfigError, (self.problems,)

@@ -36,6 +36,9 @@ class PackedRows(Protocol):
         """Number of the document within the row."""
 
 
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
 def load_model(folder: Path, precision: str = "bf16", device: str | torch.device = "cpu") -> Any:
     """A transformers causal LM from a folder's safetensors, in evaluation mode. `precision` is bf16 or fp32.
 
@@ -46,7 +49,7 @@ def load_model(folder: Path, precision: str = "bf16", device: str | torch.device
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    dtype = getattr(torch, DTYPES[precision])
     for attention in ("sdpa", "eager"):  # some architectures have no sdpa
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -56,6 +59,23 @@ def load_model(folder: Path, precision: str = "bf16", device: str | torch.device
         except ValueError as error:
             why = str(error).splitlines()[0]
     raise ModelError(f"{folder} cannot be loaded as a language model: {why}")
+
+
+def hollow_model(folder: Path, precision: str, *, own_head: bool) -> Any:
+    """The same model without its weights: every parameter is on the meta device; what is computed and not stored (rotary tables) is there.
+
+    `own_head`: the files hold a head, which is then no other name of the embeddings, whatever the folder's configuration says.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, DTYPES[precision]), attn_implementation="sdpa", trust_remote_code=False)
+    if not own_head:
+        model.tie_weights()  # each parameter that is put aside becomes one of its own
+    return model.eval()
 
 
 def attention_masks(documents_BL: Tensor, config: Any) -> Any:

@@ -43,14 +43,13 @@ def _arm(phase: str, number: int, *, waits: bool) -> None:
     from slayer.phases.run import Run
     from slayer.training.checkpoint.saver import Saver
     from slayer.training.engine import TrainingEngine
-    from slayer.training.ranks import Ranks
 
     places: dict[str, tuple[Any, str]] = {
         "text": (Run, "open_data"), "build": (prepare, "build_expanded"), "engine": (TrainingEngine, "__init__"), "load": (fit, "load_checkpoint"),
         "forward": (TrainingEngine, "forward_backward"), "update": (TrainingEngine, "update"), "evaluate": (HeldoutScorer, "score_in_loop"),
         "save": (Saver, "save"), "write": (Saver, "_write_share"), "export": (fit, "_export"), "compare": (pipeline, "compare_and_report"),
     }  # fmt: skip
-    owner, name = (Ranks, "wait") if waits else places[phase]
+    owner, name = (pipeline, "_compare" if phase == "compare" else "_begin") if waits else places[phase]
     original: Callable[..., Any] = getattr(owner, name)
     calls = 0
 
@@ -58,8 +57,7 @@ def _arm(phase: str, number: int, *, waits: bool) -> None:
         nonlocal calls
         calls += 1
         if waits:
-            # The last wait is for the comparison; the first one for the preparation.
-            if calls == (4 if phase == "compare" else 1):
+            if calls == 1:
                 threading.Timer(WAITED_SECONDS, os.kill, (os.getpid(), number)).start()
         elif calls == (AT_STEP + 1 if phase in ("forward", "update") else 1):
             os.kill(os.getpid(), number)

@@ -18,7 +18,7 @@ from slayer.config.layers import (
     Strategy,
 )
 from slayer.config.run import RunConfig
-from slayer.config.saved import NOT_PART_OF_A_RUN, config_differences, load_config, save_config
+from slayer.config.saved import NOT_PART_OF_A_RUN, config_differences, differing_keys, load_config, save_config
 from slayer.config.scoring import AnalysisConfig, DecodingConfig, HeldoutConfig, SuiteConfig, TaskConfig
 from slayer.config.section import Section
 from slayer.config.text import CleaningConfig, DataConfig, SourceConfig, StageConfig
@@ -56,6 +56,7 @@ __all__ = [
     "TrainConfig",
     "WatchdogConfig",
     "config_differences",
+    "differing_keys",
     "load_config",
     "save_config",
 ]

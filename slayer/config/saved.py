@@ -39,11 +39,16 @@ def load_config(path: Path) -> RunConfig:
 
 def config_differences(saved: RunConfig, asked: RunConfig) -> list[tuple[str, object, object]]:
     """(key, saved value, asked value) of every difference that would change what a run computes."""
+    return _differences(saved.model_dump(exclude=NOT_PART_OF_A_RUN), asked.model_dump(exclude=NOT_PART_OF_A_RUN), "")
 
-    def flatten(value: object, other: object, prefix: str) -> list[tuple[str, object, object]]:
-        if isinstance(value, dict) and isinstance(other, dict):
-            keys = sorted({*value, *other})
-            return [found for key in keys for found in flatten(value.get(key), other.get(key), f"{prefix}.{key}" if prefix else str(key))]
-        return [(prefix, value, other)] if value != other else []
 
-    return flatten(saved.model_dump(exclude=NOT_PART_OF_A_RUN), asked.model_dump(exclude=NOT_PART_OF_A_RUN), "")
+def differing_keys(one: RunConfig, other: RunConfig) -> list[tuple[str, object, object]]:
+    """(key, value, other value) of every difference at all."""
+    return _differences(one.model_dump(), other.model_dump(), "")
+
+
+def _differences(value: object, other: object, prefix: str) -> list[tuple[str, object, object]]:
+    if isinstance(value, dict) and isinstance(other, dict):
+        keys = sorted({*value, *other})
+        return [found for key in keys for found in _differences(value.get(key), other.get(key), f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, value, other)] if value != other else []

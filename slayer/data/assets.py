@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from slayer.data.cache import cache_dir, written_aside
-from slayer.data.random_model import tiny_model
+from slayer.data.random_model import saved_by_any_rank, tiny_model
 from slayer.errors import AssetError, SlayerError
 
 __all__ = ["ASSETS", "DEMO", "Asset", "asset_model", "asset_wheel", "cache_dir", "fetch", "fetch_command", "tiny_model"]
@@ -219,7 +219,7 @@ def _gguf_to_folder(gguf: Path, folder: Path) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     del model.config.quantization_config
-    model.to(torch.bfloat16).save_pretrained(folder)
+    saved_by_any_rank(model.to(torch.bfloat16)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

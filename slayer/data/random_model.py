@@ -21,9 +21,17 @@ def tiny_model(config: RandomModelConfig) -> Path:
     if not folder.is_dir():
         with written_aside(folder) as scratch:
             tokenizer = byte_tokenizer()
-            _random_model(config, tokenizer).save_pretrained(scratch)
+            model = _random_model(config, tokenizer)
+            saved_by_any_rank(model).save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
     return folder
+
+
+def saved_by_any_rank(model: Any) -> Any:
+    """The same model, which `save_pretrained` writes on every rank of a run: transformers would on the first one only, and hosts have caches of
+    their own."""
+    model.should_save_on_this_rank = lambda is_main_process: True
+    return model
 
 
 def byte_tokenizer() -> Any:

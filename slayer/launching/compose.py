@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from slayer.data.reading.sources import source_problems
 from slayer.errors import ConfigError, Problem
 from slayer.launching.checks import named_suite, suite_problems
 from slayer.launching.commandline import CONF, groups, tolerant
+from slayer.launching.joined import join_problems
 from slayer.launching.naming import run_name
 from slayer.models import model_here, model_problem, resolve_model
 from slayer.phases.text import has_work
@@ -66,6 +66,7 @@ def validate(composed: Any, overrides: Sequence[str], problems: Sequence[Problem
     values, unresolved = resolved(composed)
     if values.get("run") is None:
         values["run"] = run_name(overrides, list(groups()))
+    problems = [*problems, *join_problems(values)]
     good, found = parse_config(values)
     known = {problem.key for problem in (*problems, *unresolved)}
     found = [*problems, *unresolved, *(problem for problem in found if problem.key not in known)]
@@ -152,8 +153,3 @@ def compose(overrides: Sequence[str]) -> RunConfig:
             words = " ".join(overrides)
             raise ConfigError([*problems, Problem(key="overrides", value=words, why=str(error), fix="leave out what it names")]) from error
     return validate(composed, accepted, problems)
-
-
-def under_torchrun() -> bool:
-    """True when a launcher has already made this process one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ

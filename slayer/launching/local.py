@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 
 from slayer.config import RunConfig, save_config
-from slayer.errors import EngineError, SlayerError
-from slayer.launching.compose import under_torchrun
+from slayer.errors import EngineError, SlayerError, ToldError
+from slayer.launching.joined import is_joined
 from slayer.launching.restarts import FAILURE_NAME, death, run_restarted
 from slayer.training.ranks import is_lost_rank, require_free_port
 from slayer.training.signals import REQUEUE_EXIT_CODE, STOPS
@@ -43,7 +43,7 @@ class Launched:
 
 def launch(config: RunConfig, command: str, *, own_process: bool) -> Launched:
     """Run to the end. A sweep asks for `own_process`, so that nothing of one point reaches the next; what is started again needs one, too."""
-    if under_torchrun() or (config.launcher.processes == 1 and config.launcher.restarts == 0 and not own_process):
+    if is_joined() or (config.launcher.processes == 1 and config.launcher.restarts == 0 and not own_process):
         return run_here(config, command)
     return _run_apart(config, command)
 
@@ -71,7 +71,7 @@ def run_here(config: RunConfig, command: str) -> Launched:
             raise
         told = as_message(error)
         print_error(told)
-        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
+        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=None if isinstance(told, ToldError) else str(told))
     if outcome.stopped_at is not None:
         if first:
             open_console().print(f"stopped and saved at step {outcome.stopped_at}")

@@ -26,7 +26,8 @@ class RunBenchmarks:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.suite = run.config.suite
-        self.scoring = Scoring(precision=run.config.engine.precision, device=run.ranks.device, decoding=DecodingConfig())
+        device = run.scoring_device(run.expanded)  # of folders: the model in training stays where it is
+        self.scoring = Scoring(precision=run.config.engine.precision, device=device, decoding=DecodingConfig())
         asked = bool(self.suite.tasks) and (run.ranks.is_first or run.config.train.evaluate_every is not None)
         self.tasks: list[LoadedTask] = (
             load_tasks(self.suite, seed=run.config.seed, questions="auto", include_path=None, confirm_run_unsafe_code=False) if asked else []

@@ -54,7 +54,7 @@ def _samples(run: Run) -> list[dict[str, str]]:
     prompts = choose_prompts(run.scorer.documents, heldout.samples, heldout.sample_tokens)
     texts: dict[str, list[str]] = {}
     for label, folder in (("base", run.base), ("result", run.exported)):
-        model = load_model(folder, run.config.engine.precision, run.ranks.device)
+        model = load_model(folder, run.config.engine.precision, run.scoring_device(folder))
         texts[label] = continue_prompts(model, run.tokenizer, prompts, prefix_token=prefix_token(run.tokenizer), new_tokens=heldout.sample_tokens)
     decode = run.tokenizer.decode
     return [

@@ -6,30 +6,36 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from slayer.cost.devices import peak_flops
 from slayer.cost.flops import train_flops_per_token
 from slayer.data.order.loader import Batch
-from slayer.forward import load_model, logits_of
+from slayer.forward import hollow_model, load_model, logits_of
 from slayer.models import model_hash_cached
 from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.run import Run
 from slayer.phases.session import Session
 from slayer.reporting.progress import TrainingProgress
 from slayer.surgery.build import write_trained
+from slayer.surgery.families import HEAD
 from slayer.surgery.freeze import stage_factors
 from slayer.surgery.shape import read_shape
+from slayer.surgery.weights import Weights
 from slayer.training.checkpoint.load import load_checkpoint
 from slayer.training.checkpoint.random_state import seed_generators
 from slayer.training.checkpoint.saver import Saver
 from slayer.training.engine import TrainingEngine
 from slayer.training.frozen import FrozenAudit
-from slayer.training.loop import Callbacks, Course, Ending, Pace, train
+from slayer.training.loop import Callbacks, Course, Ending, Pace, to_device, train
 from slayer.training.metrics import device_name
 from slayer.training.optim import trained_groups
 from slayer.training.signals import StopRequest
 from slayer.training.state import RunState
 from slayer.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import torch
 
 RETRY_SECONDS = 10.0
 """Between two tries to save at the end of a freeze stage, where going on needs the checkpoint."""
@@ -42,9 +48,7 @@ class _EvaluationCutError(Exception):
 def fit(run: Run, stop: StopRequest, watchdog: Watchdog, benchmarks: RunBenchmarks) -> tuple[RunState, Ending]:
     """Train from the newest valid checkpoint until the end, and export, or until a stop. All ranks."""
     if run.total_steps == 0:
-        if run.ranks.is_first:
-            write_trained(run.expanded, {}, run.exported)
-            _tell_exported(run)
+        run.ranks.together(lambda: _export_as_built(run))
         return RunState(), "finished"
     with TrainingProgress(run.console) as progress:
         session = Session(run, stop, watchdog, benchmarks, progress)
@@ -92,12 +96,12 @@ def _opened(session: Session) -> tuple[TrainingEngine, FrozenAudit, RunState]:
     """The engine of the freeze stage in hand, with the newest checkpoint in it, and its frozen weights checked."""
     run, config = session.run, session.run.config
     folder, state = session.newest()
-    model = load_model(run.expanded, config.engine.precision, run.ranks.device)
+    model, weights = _opened_model(run)
     names, dtype = [name for name, _ in model.named_parameters()], model.dtype
     factors = [stage_factors(run.plan, names, stage) for stage in range(run.plan.n_stages)]
-    engine = TrainingEngine(model, trained_groups(factors, state.stage_steps), config, run.ranks)
+    engine = TrainingEngine(model, trained_groups(factors, state.stage_steps), config, run.ranks, weights)
     try:
-        audit = FrozenAudit(run.expanded, session.built_hashes, dtype)
+        audit = FrozenAudit(run.expanded, session.built_hashes, dtype, run.ranks)
         seed_generators(config.seed, run.ranks.rank)
         if folder is not None:
             state = replace(load_checkpoint(folder, engine, session.binding), rewinds=state.rewinds)
@@ -108,6 +112,15 @@ def _opened(session: Session) -> tuple[TrainingEngine, FrozenAudit, RunState]:
         engine.close()
         raise
     return engine, audit, state
+
+
+def _opened_model(run: Run) -> tuple[Any, Weights | None]:
+    """The expanded model, and where its values are read from if it is without: under ZeRO-3 no rank ever holds it whole."""
+    precision = run.config.engine.precision
+    if run.config.engine.zero_stage == 3:
+        weights = Weights(run.expanded)
+        return hollow_model(run.expanded, precision, own_head=HEAD in weights), weights
+    return load_model(run.expanded, precision, run.ranks.device), None
 
 
 def _tell_start(session: Session, state: RunState) -> None:
@@ -202,7 +215,7 @@ def _settled(session: Session, saver: Saver, state: RunState, ended: Ending) -> 
                 break
             saver.save(replace(state, position=session.run.loader.position(state.data_step)))
             saved = saver.wait()
-    saver.require_good()
+    session.run.ranks.together(saver.require_good)
     if ended == "finished" and session.stop.agreed(session.run.ranks):
         ended = "stopped"  # started again, the run goes on with the export
     if ended == "stopped":
@@ -217,31 +230,49 @@ def _pace(run: Run, stage: int) -> Pace:
     return Pace(flops_per_token=flops, peak_flops=peak * run.ranks.world if peak is not None else None)
 
 
-def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, state: RunState) -> None:
-    """Write model/ from the expanded folder and the masters of what trained; its logits must be the engine's."""
-    import torch
+def _export_as_built(run: Run) -> None:
+    if run.ranks.is_first:
+        write_trained(run.expanded, {}, run.exported)
+        _tell_exported(run)
 
+
+def _export(run: Run, engine: TrainingEngine, audit: FrozenAudit, state: RunState) -> None:
+    """Write model/ from the expanded folder and the masters of what trained; its logits must be the engine's. Collective."""
     audit.check(engine, "at export")
-    trained = {name: engine.state_of(name, "master").cpu() for name in engine.changed}
+    trained: dict[str, torch.Tensor] = {}
+    for name in engine.changed:
+        master = engine.state_of(name, "master")  # of all ranks together, one tensor at a time
+        if run.ranks.is_first:
+            trained[name] = master.cpu()
     batch = run.loader.batch(0)
     rows = Batch(**{name: getattr(batch, name)[:1].to(run.ranks.device) for name in Batch.__dataclass_fields__})
     engine_logits = engine.logits(rows)
-    if not run.ranks.is_first:
-        return
-    hashes = write_trained(run.expanded, trained, run.exported)
-    n_frozen = audit.check_exported(hashes, engine.changed)
+
+    def write() -> None:
+        hashes = write_trained(run.expanded, trained, run.exported)
+        n_frozen = audit.check_exported(hashes, engine.changed)
+        run.results.update(
+            training={
+                "steps": state.step, "tokens": state.tokens, "seconds": state.seconds, "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+                "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
+                "total_parameters": read_shape(run.exported).parameters,
+                "frozen_tensors_checked": n_frozen, "device": device_name(), "ranks": run.ranks.world,
+                "export_max_difference": _largest_difference(run, engine_logits, rows),
+            }
+        )  # fmt: skip
+        _tell_exported(run)
+
+    run.ranks.together(lambda: write() if run.ranks.is_first else None)
+
+
+def _largest_difference(run: Run, engine_logits_BLV: torch.Tensor, rows: Batch) -> float:
+    """Of any logit of the exported model, loaded anew, from the engine's."""
+    import torch
+
+    device = run.scoring_device(run.exported, beside_engine=True)
     with torch.inference_mode():
-        exported = logits_of(load_model(run.exported, run.config.engine.precision, run.ranks.device), rows)
-    run.results.update(
-        training={
-            "steps": state.step, "tokens": state.tokens, "seconds": state.seconds, "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-            "trained_parameters": sum(tensor.numel() for tensor in trained.values()),
-            "total_parameters": read_shape(run.exported).parameters,
-            "frozen_tensors_checked": n_frozen, "device": device_name(), "ranks": run.ranks.world,
-            "export_max_difference": float((exported.float() - engine_logits.float()).abs().max()),
-        }
-    )  # fmt: skip
-    _tell_exported(run)
+        exported_BLV = logits_of(load_model(run.exported, run.config.engine.precision, device), to_device(rows, device))
+    return float((exported_BLV.float() - engine_logits_BLV.to(device).float()).abs().max())
 
 
 def _tell_exported(run: Run) -> None:

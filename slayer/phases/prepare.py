@@ -32,6 +32,7 @@ from slayer.surgery.plan import load_plan, plan_problems
 from slayer.surgery.proof import prove
 from slayer.surgery.shape import ModelShape, read_shape
 from slayer.surgery.weights import Weights, require_space
+from slayer.training.loop import to_device
 
 LARGE_JUMP = 0.5
 """Nats per token from which it is measured which layers would have been cheaper to prune."""
@@ -101,9 +102,10 @@ def warn_of_stages(run: Run) -> None:
 
 
 def prove_build(run: Run) -> None:
-    rows = run.sample_rows()
-    base = load_model(run.base, run.config.engine.precision, run.ranks.device)
-    expanded = load_model(run.expanded, run.config.engine.precision, run.ranks.device)
+    device = run.scoring_device(run.base, run.expanded)
+    rows = to_device(run.sample_rows(), device)
+    base = load_model(run.base, run.config.engine.precision, device)
+    expanded = load_model(run.expanded, run.config.engine.precision, device)
     proof = prove(base, expanded, run.plan, rows)
     del base, expanded
     starts_as_base = run.plan.starts_as_base and run.config.warm_start is None

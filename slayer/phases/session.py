@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.data.cache import write_file
-from slayer.errors import CheckpointError, SlayerError, TrainingError
+from slayer.errors import CheckpointError, TrainingError
 from slayer.models import model_hash_cached
 from slayer.phases.benchmarks import RunBenchmarks
 from slayer.phases.run import Run
@@ -34,7 +34,7 @@ class Session:
         self.built_hashes = read_hashes(run.expanded)
         self.checkpoints = run.folder / "checkpoints"
         self.binding = Binding(model=combined_hash(self.built_hashes), data=run.loader.fingerprint)
-        self.facts = {"base": model_hash_cached(run.base), "plan": run.plan.to_dict()}
+        self.facts = {"base": model_hash_cached(run.base), "plan": run.plan.to_dict()} if run.ranks.is_first else {}
         self.is_under_way = False
         """True from the first segment on."""
         self._failing = False
@@ -139,16 +139,8 @@ class Session:
 
     def _agreed(self, decide: Callable[[], Any]) -> Any:
         """What the first rank decides, or the error it runs into, on every rank."""
-        decided: Any = None
-        if self.run.ranks.is_first:
-            try:
-                decided = decide()
-            except SlayerError as error:
-                decided = error
-        decided = self.run.ranks.gather(decided)[0]
-        if isinstance(decided, SlayerError):
-            raise decided
-        return decided
+        ranks = self.run.ranks
+        return ranks.gather(ranks.together(lambda: decide() if ranks.is_first else None))[0]
 
     def close(self) -> None:
         """Let the trackers finish."""

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from slayer.errors import SlayerError
+from slayer.errors import SlayerError, ToldError
 from slayer.reporting.numbers import MISSING, fixed, interval, percent, share, short
 from slayer.reporting.plan_rows import (
     SIGNS,
@@ -230,7 +230,9 @@ def _verdict(score: SourceScore) -> Text:
 
 
 def print_error(error: SlayerError, *, console: Console | None = None) -> None:
-    """One message for a person, on standard error; no traceback."""
+    """One message for a person, on standard error; no traceback. Nothing where another rank tells it."""
+    if isinstance(error, ToldError):
+        return
     console = console or open_console(sys.stderr)
     console.print(f"[bold red]✖[/] {escape(str(error))}", soft_wrap=True)
 

@@ -7,12 +7,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from slayer.config import RunConfig
 from slayer.forward import PackedRows, logits_of, nll_BL
 from slayer.training.guard import Guard
 from slayer.training.optim import TrainedGroup, parameter_groups
+from slayer.training.partition import TensorsByName, take_parts
 from slayer.training.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -21,18 +22,13 @@ if TYPE_CHECKING:
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
-class TensorsByName(Protocol):
-    """Anything that gives a tensor for a name."""
-
-    def __getitem__(self, name: str, /) -> torch.Tensor: ...
-
-    def __contains__(self, name: object, /) -> bool: ...
-
-
 class TrainingEngine:
     """A model whose named tensors train, under ZeRO stage 0–3 in bf16 (fp32 masters) or fp32."""
 
-    def __init__(self, model: Any, groups: Sequence[TrainedGroup], config: RunConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, model: Any, groups: Sequence[TrainedGroup], config: RunConfig, ranks: Ranks, weights: TensorsByName | None = None
+    ) -> None:  # fmt: skip
+        """`weights`: for a model on the meta device under ZeRO-3, where each rank reads its own part of every tensor."""
         import torch
 
         deepspeed = _deepspeed()
@@ -40,6 +36,13 @@ class TrainingEngine:
         self.accumulation = config.train.batch_rows // (config.engine.micro_batch_rows * ranks.world)
         self.model_config = model.config
         chosen = {name for group in groups for name in group.names}
+        n_trained = sum(parameter.numel() for name, parameter in model.named_parameters() if name in chosen)
+        settings = deepspeed_settings(config, self.accumulation, n_trained)
+        if weights is not None:
+            deepspeed.init_distributed(dist_init_required=False)  # takes over the group that is open
+            # Given a module, even an empty one, it sets the same things up as for a model that it partitions itself.
+            cutter = deepspeed.zero.Init(module=torch.nn.Module(), dtype=next(model.parameters()).dtype, config_dict_or_path=settings)
+            take_parts(model, weights, cutter, ranks)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         if config.engine.activation_checkpointing:
@@ -53,10 +56,7 @@ class TrainingEngine:
         parameters = parameter_groups(self.groups, dict(model.named_parameters()), config.train.weight_decay)
         self._adamw = torch.optim.AdamW(parameters, lr=0.0, betas=(config.train.beta1, config.train.beta2), fused=True)
         self._adamw.register_step_pre_hook(self._judge)
-        n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self._adamw, config=deepspeed_settings(config, self.accumulation, n_trained), dist_init_required=False
-        )
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=self._adamw, config=settings, dist_init_required=False)
         self.module = self._engine.module
         self._parameters: dict[str, torch.nn.Parameter] = dict(self.module.named_parameters())
         self._training = set(self.trainable)

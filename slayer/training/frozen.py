@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from slayer.errors import FrozenWeightsError
 from slayer.surgery.weights import Weights, tensor_sha256
 from slayer.training.engine import TrainingEngine
+from slayer.training.ranks import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -16,22 +17,26 @@ if TYPE_CHECKING:
 class FrozenAudit:
     """Hashes of the tensors as they stand in the expanded folder, in the engine's compute type."""
 
-    def __init__(self, expanded: Path, built_hashes: dict[str, str], dtype: torch.dtype) -> None:
-        """FrozenWeightsError when the folder itself no longer holds what was built."""
-        weights = Weights(expanded)
+    def __init__(self, expanded: Path, built_hashes: dict[str, str], dtype: torch.dtype, ranks: Ranks) -> None:
+        """FrozenWeightsError when the folder itself no longer holds what was built. Each rank reads some of it. Collective."""
         self._built, self._dtype = built_hashes, dtype
-        self._start: dict[str, str] = {}
-        for name in sorted(weights.infos):
-            tensor = weights[name]
-            if tensor_sha256(tensor) != built_hashes[name]:
-                raise FrozenWeightsError(f"{name} in {expanded} is not what was built there; remove that folder and start the run again")
-            self._start[name] = tensor_sha256(tensor.to(dtype))
+        own = ranks.together(lambda: self._read(Weights(expanded), ranks))
+        self._start: dict[str, str] = {name: digest for hashes in ranks.gather(own) for name, digest in hashes.items()}
         self._expected: dict[str, str] = {}
         self._resident: dict[str, str] = {}
 
+    def _read(self, weights: Weights, ranks: Ranks) -> dict[str, str]:
+        hashes = {}
+        for name in sorted(weights.infos)[ranks.rank :: ranks.world]:
+            tensor = weights[name]
+            if tensor_sha256(tensor) != self._built[name]:
+                raise FrozenWeightsError(f"{name} in {weights.folder} is not what was built there; remove that folder and start the run again")
+            hashes[name] = tensor_sha256(tensor.to(self._dtype))
+        return hashes
+
     def check(self, engine: TrainingEngine, moment: str) -> int:
         """Compare every tensor that does not train now: with the base, or, where it trained in an earlier freeze stage, with what it had
-        become by then. Returns how many; FrozenWeightsError on every rank. Collective."""
+        become by then. Returns how many; FrozenWeightsError, told by the first rank. Collective."""
         trains, problem = set(engine.trainable), None
         self._expected = {name: digest for name, digest in self._start.items() if name not in trains}
         for name in engine.changed:
@@ -43,9 +48,7 @@ class FrozenAudit:
             with engine.whole(name) as parameter:
                 if engine.ranks.is_first and problem is None and tensor_sha256(parameter) != self._expected[name]:
                     problem = FrozenWeightsError(f"{name} is frozen but differs from the base {moment}; nothing was written. Please report this run")
-        problem = engine.ranks.gather(problem)[0]
-        if problem is not None:
-            raise problem
+        engine.ranks.agree_on(problem)
         # Under ZeRO-3 a rank holds a part of each: its hash is taken now that the whole is known to be right.
         names = [name for name in engine.names if name in self._expected]
         self._resident = {name: tensor_sha256(engine.resident(name)) if engine.stage == 3 else self._expected[name] for name in names}

@@ -193,7 +193,7 @@ def _evaluate(state: RunState, callbacks: Callbacks, window: _Window) -> RunStat
 
 def to_device(rows: Any, device: Any) -> Any:
     """The same rows on `device`."""
-    if device.type == "cpu":
+    if rows.input_ids_BL.device == device:
         return rows
     moved = {
         name: getattr(rows, name).to(device, non_blocking=True) for name in ("input_ids_BL", "labels_BL", "positions_BL", "documents_BL", "sources_B")

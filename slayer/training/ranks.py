@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from slayer.errors import EngineError
+from slayer.errors import EngineError, SlayerError, ToldError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 # A collective may wait for one that evaluates alone; who hangs is the watchdog's to notice.
 TIMEOUT = timedelta(hours=6)
@@ -96,6 +99,34 @@ class Ranks:
         if self.meeting is not None:
             self.meeting.wait()
 
+    def together(self, act: Callable[[], T]) -> T:
+        """What `act` gives here, once it has come to its end on every rank, however long one of them takes. Collective.
+
+        What one of them cannot do none of them goes on after: its error is raised on all, as `agree_on` does.
+        """
+        value, problem = None, None
+        try:
+            value = act()
+        except (SlayerError, OSError) as error:
+            problem = error
+        self.wait()
+        self.agree_on(problem)
+        return cast(T, value)
+
+    def agree_on(self, problem: SlayerError | OSError | None) -> None:
+        """Raise what any rank has found wrong on all of them: on the first one, which tells it, and as ToldError on the others. Collective."""
+        if self.meeting is None:
+            if problem is not None:
+                raise problem
+            return
+        found = [(rank, host, one) for rank, (host, one) in enumerate(self.gather((socket.gethostname(), problem))) if one is not None]
+        if not found:
+            return
+        rank, host, first = found[0]
+        if not self.is_first:
+            raise ToldError(str(first))
+        raise problem or EngineError(f"rank {rank} on {host} cannot go on: {first}")
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of `tensor` over ranks, in place."""
         if self.world > 1:
@@ -156,6 +187,23 @@ def require_free_port(port: int) -> None:
             raise EngineError(f"launcher.port={port} cannot be used ({error.strerror}); type launcher.port=0 to take any free one") from error
 
 
+def interface_towards(address: str) -> str | None:
+    """The network interface of this machine from which `address` is reached; None where that is the machine itself, or nobody knows."""
+    import psutil
+
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)  # sends nothing: it only asks which way it would go
+            ours = probe.getsockname()[0]
+    except OSError:
+        return None
+    if ipaddress.ip_address(ours).is_loopback:
+        return None
+    found = [name for name, addresses in psutil.net_if_addrs().items() if ours in [one.address.partition("%")[0] for one in addresses]]
+    return found[0] if found else None
+
+
 _opened: Ranks | None = None
 
 
@@ -202,6 +250,10 @@ def _meet(world: int, device: torch.device) -> Ranks:
     if world == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
         return Ranks(rank=0, world=1, device=device)
+    # Left alone, gloo takes whatever address the host's own name stands for, which the other hosts need not reach.
+    interface = interface_towards(os.environ.get("MASTER_ADDR", ""))
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     store, rank, world = _rendezvous()
     # torchrun keeps one store for all its attempts; what an earlier one left there is not ours.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -28,6 +28,9 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SAME_SECONDS = 1.0
 """The same signal again within this time is the same request: a terminal and a launcher may both deliver it."""
 
+TURNED_SECONDS = 0.25
+"""So is another one: deepspeed's launcher answers a Ctrl-C, which its ranks have heard themselves, with a SIGTERM."""
+
 
 class Stopped(KeyboardInterrupt):
     """A stop that is acted upon at once. `number`: the signal."""
@@ -49,7 +52,7 @@ class Heard:
         if self._first is None:
             self._first = (number, now)
             return False
-        return number != self._first[0] or now - self._first[1] > SAME_SECONDS
+        return now - self._first[1] > (SAME_SECONDS if number == self._first[0] else TURNED_SECONDS)
 
 
 class StopRequest:

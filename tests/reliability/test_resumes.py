@@ -111,6 +111,6 @@ def test_another_global_batch_is_refused(open_run: Open) -> None:
     run = open_run("refused", *COMMON)
     run.finish(run.start(**{STOP_VARIABLE: "0:3"}), REQUEUE)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    run.finish(run.start("train.batch_rows=16", ranks=2), REFUSED, REQUEUE)
+    run.finish(run.start("train.batch_rows=16", ranks=2), REFUSED)
     assert "train.batch_rows: the run has 8, you asked for 16" in " ".join(tail(run.log, 60).split())
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

@@ -127,7 +127,7 @@ def test_a_second_signal_ends_even_what_does_not_listen(tmp_path: Path, monkeypa
 
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.2)
+        time.sleep(0.4)
         os.kill(os.getpid(), signal.SIGINT)
 
     soon(lambda: len(list(tmp_path.iterdir())) == 2, twice)
@@ -155,7 +155,7 @@ def test_nobody_outlives_the_launcher_that_fails(tmp_path: Path) -> None:
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         time.sleep(0.02)
     launcher.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    time.sleep(0.4)
     launcher.send_signal(signal.SIGINT)
     launcher.wait(20)
     with pytest.raises(ProcessLookupError):

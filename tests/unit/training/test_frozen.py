@@ -45,7 +45,7 @@ def open_on(folder: Path, ranks: Ranks, stage: int, precision: str) -> TrainingE
 def test_a_flipped_bit_in_the_engine(built: Path, ranks: Ranks, stage: int, precision: str) -> None:
     engine = open_on(built, ranks, stage, precision)
     try:
-        audit = FrozenAudit(built, read_hashes(built), torch.bfloat16 if precision == "bf16" else torch.float32)
+        audit = FrozenAudit(built, read_hashes(built), torch.bfloat16 if precision == "bf16" else torch.float32, ranks)
         n_frozen = len(Weights(built).infos) - 9
         assert audit.check(engine, "at the start") == n_frozen == len(engine.names) - 9
         train_steps(engine, run_config(stage, precision), 2)
@@ -61,7 +61,7 @@ def test_a_flipped_bit_in_the_engine(built: Path, ranks: Ranks, stage: int, prec
         engine.close()
 
 
-def test_a_flipped_bit_in_the_folder(built: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_folder(built: Path, ranks: Ranks, tmp_path: Path) -> None:
     """The tensor's bytes are found by their content, so this test knows nothing of the file's form."""
     folder = shutil.copytree(built, tmp_path / "expanded")
     path = folder / "model.safetensors"
@@ -69,13 +69,13 @@ def test_a_flipped_bit_in_the_folder(built: Path, tmp_path: Path) -> None:
     content[content.index(Weights(folder)[FROZEN].numpy().tobytes()) + 17] ^= 1
     path.write_bytes(content)
     with pytest.raises(FrozenWeightsError, match=FROZEN):
-        FrozenAudit(folder, read_hashes(built), torch.float32)
+        FrozenAudit(folder, read_hashes(built), torch.float32, ranks)
 
 
-def test_a_changed_frozen_tensor_in_the_export(built: Path, tmp_path: Path) -> None:
+def test_a_changed_frozen_tensor_in_the_export(built: Path, ranks: Ranks, tmp_path: Path) -> None:
     """Trained tensors may be what they like; one that the audit holds for frozen may not."""
     names = trained_names(built)
-    audit = FrozenAudit(built, read_hashes(built), torch.float32)
+    audit = FrozenAudit(built, read_hashes(built), torch.float32, ranks)
     trained = {name: Weights(built)[name] + 1 for name in names}
     assert audit.check_exported(write_trained(built, trained, tmp_path / "good"), names) == len(Weights(built).infos) - 9
     changed = {**trained, FROZEN: Weights(built)[FROZEN] * 1.0001}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from slayer.errors import EngineError
-from slayer.training.ranks import LostRankError, Ranks, is_lost_rank, open_ranks, require_free_port
+from slayer.training.ranks import LostRankError, Ranks, interface_towards, is_lost_rank, open_ranks, require_free_port
 
 
 def test_one_process_is_first_of_one(ranks: Ranks) -> None:
@@ -115,3 +115,17 @@ def test_a_rank_that_waits_for_the_others_to_come_hears_signals() -> None:
     time.sleep(0.5)
     program.send_signal(signal.SIGTERM)
     assert "Stopped: SIGTERM" in program.communicate(timeout=20)[1]
+
+
+def test_alone_everything_is_agreed_on(ranks: Ranks) -> None:
+    assert ranks.together(lambda: 7) == 7
+    ranks.agree_on(None)
+    problem = EngineError("as it is")
+    with pytest.raises(EngineError) as caught:
+        ranks.agree_on(problem)
+    assert caught.value is problem
+
+
+def test_gloo_is_told_of_an_interface_only_where_another_host_is_meant() -> None:
+    """The others are in tests/reliability/test_two_hosts.py."""
+    assert [interface_towards(address) for address in ("127.0.0.1", "localhost", "::1", "")] == [None] * 4

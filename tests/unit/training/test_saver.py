@@ -395,7 +395,7 @@ def test_a_frozen_weight_that_changed_is_not_saved(tiny_folder: Callable[..., Pa
     names = [name for name in Weights(built).infos if name.startswith("model.layers.2.")]
     engine = open_engine(ranks, config, load_model(built, "bf16"), names)
     try:
-        audit = FrozenAudit(built, read_hashes(built), torch.bfloat16)
+        audit = FrozenAudit(built, read_hashes(built), torch.bfloat16, ranks)
         audit.check(engine, "at the start")
         saver = Saver(tmp_path / "c", engine, BINDING, TrainConfig(), {}, check_frozen=lambda: audit.check_resident(engine))
         state, _ = train_steps(engine, config, 1)
