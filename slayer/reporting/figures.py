@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from slayer.data.cache import write_file
 from slayer.reporting.numbers import percent
 from slayer.reporting.plan_rows import Kind, PlanRow, plan_rows, stage_rows
 from slayer.reporting.run_folder import HELDOUT, SOURCE_LOSS, Record, series, source_names, stage_starts
@@ -314,11 +315,12 @@ def pareto(points: Sequence[FrontierPoint]) -> list[FrontierPoint]:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Write NAME.svg and NAME.png."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write NAME.svg and NAME.png, each whole at any moment: two points of a sweep may end at the same one."""
     with figure_style():
-        figure.savefig(folder / f"{name}.svg", metadata=_NO_METADATA)
-        figure.savefig(folder / f"{name}.png", dpi=160)
+        for kind, options in (("svg", {"metadata": _NO_METADATA}), ("png", {"dpi": 160})):
+            stream = io.BytesIO()
+            figure.savefig(stream, format=kind, **options)
+            write_file(folder / f"{name}.{kind}", stream.getvalue())
 
 
 _PAGE_COLOURS = (
