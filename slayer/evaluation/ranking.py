@@ -6,7 +6,7 @@ Shape suffixes: R resamples, P runs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
@@ -48,30 +48,23 @@ def standings(runs: Sequence[Scores | None], best: int, objective: str) -> list[
     best was chosen by its score: it is the best of the sweep, not proven to be the best there is.
     """
     chosen = [_of_objective(run, objective) if run is not None else {} for run in runs]
-    found: list[Standing] = []
-    for run in chosen:
-        resampled = _resampled(run) if _is_resampled(run) else None
-        if resampled is None:
-            found.append(Standing(interval=None))
-            continue
-        interval = percentile_interval(resampled)
-        comparable = run is not chosen[best] and _is_same_text(run, chosen[best])
-        if not comparable:
+    values = [_resampled(run) if _is_resampled(run) else None for run in chosen]
+    found = []
+    for place, (run, values_R) in enumerate(zip(chosen, values, strict=True)):
+        interval, best_R = percentile_interval(values_R) if values_R is not None else None, values[best]
+        if place == best or values_R is None or best_R is None or not _is_same_text(run, chosen[best]):
             found.append(Standing(interval=interval))
             continue
         items, best_items = _as_items(run), _as_items(chosen[best])
         found.append(
             Standing(
-                interval=interval, behind=items.value - best_items.value,
-                behind_interval=percentile_interval(resampled - _resampled(chosen[best])), p=paired_change(best_items, items).p,
+                interval=interval, behind=items.value - best_items.value, behind_interval=percentile_interval(values_R - best_R),
+                p=paired_change(best_items, items).p,
             )
         )  # fmt: skip
     compared = [place for place, standing in enumerate(found) if standing.p is not None]
     adjusted = dict(zip(compared, holm([found[place].p or 0.0 for place in compared]), strict=True))
-    return [
-        Standing(interval=one.interval, behind=one.behind, behind_interval=one.behind_interval, p=adjusted.get(place))
-        for place, one in enumerate(found)
-    ]
+    return [replace(standing, p=adjusted.get(place)) for place, standing in enumerate(found)]
 
 
 def dominated_by(learnt_percent: Sequence[float], forgotten_percent: Sequence[float]) -> list[int | None]:

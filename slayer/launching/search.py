@@ -31,6 +31,8 @@ STUDY = "search"
 POINT = "point"
 """The attribute of a trial that holds the number of its point."""
 SAMPLER = "tpe"
+OTHER_SWEEPER = "hydra_plugins.hydra_optuna_sweeper"
+"""Takes the same name in Hydra, whichever is found later."""
 LEAST = {"n_trials": 1, "n_startup_trials": 0, "seed": 0}
 """The keys below hydra.sweeper, and the least each may be."""
 
@@ -55,6 +57,9 @@ def search_problems(arguments: Sequence[str]) -> list[Problem]:
     problems = []
     if importlib.util.find_spec("optuna") is None:
         problems.append(Problem(key="hydra/sweeper", value="optuna", why="needs optuna, which is not installed", fix="pip install 'optuna>=4'"))
+    if importlib.util.find_spec(OTHER_SWEEPER) is not None:
+        why = "is taken by the package hydra-optuna-sweeper, which passes failures on as scores and does not go on where it stopped"
+        problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="pip uninstall hydra-optuna-sweeper"))
     if not is_sweep(arguments):
         why = "chooses the points of a sweep, which -m asks for"
         problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="hydra/sweeper=optuna   (python train.py -m …)"))
