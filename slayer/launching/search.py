@@ -7,13 +7,13 @@ and started again tries what one in a single go would have tried.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ STUDY = "search"
 POINT = "point"
 """The attribute of a trial that holds the number of its point."""
 SAMPLER = "tpe"
-OTHER_SWEEPER = "hydra_plugins.hydra_optuna_sweeper"
-"""Takes the same name in Hydra, whichever is found later."""
+OTHER_SWEEPER = "hydra-optuna-sweeper"
+"""A package that takes the same name in Hydra, whichever is found later."""
 LEAST = {"n_trials": 1, "n_startup_trials": 0, "seed": 0}
 """The keys below hydra.sweeper, and the least each may be."""
 
@@ -55,11 +55,11 @@ def search_problems(arguments: Sequence[str]) -> list[Problem]:
     if not is_search(arguments):
         return []
     problems = []
-    if importlib.util.find_spec("optuna") is None:
+    if not _is_installed("optuna"):
         problems.append(Problem(key="hydra/sweeper", value="optuna", why="needs optuna, which is not installed", fix="pip install 'optuna>=4'"))
-    if importlib.util.find_spec(OTHER_SWEEPER) is not None:
-        why = "is taken by the package hydra-optuna-sweeper, which passes failures on as scores and does not go on where it stopped"
-        problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="pip uninstall hydra-optuna-sweeper"))
+    if _is_installed(OTHER_SWEEPER):
+        why = f"is taken by the package {OTHER_SWEEPER}, which passes failures on as scores and does not go on where it stopped"
+        problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix=f"pip uninstall {OTHER_SWEEPER}"))
     if not is_sweep(arguments):
         why = "chooses the points of a sweep, which -m asks for"
         problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="hydra/sweeper=optuna   (python train.py -m …)"))
@@ -77,7 +77,15 @@ def search_problems(arguments: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def search(arguments: Sequence[str], sweep_dir: str, settings: Settings, run: RunPoint) -> None:
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def search(arguments: Sequence[str], sweep_dir: str, settings: Settings, run: RunPoint, config_loader: Any = None) -> None:
     """Ask for values, run them and tell what came of it, until there are n_trials points. Those that failed are tried again, as the same points.
 
     Ends the process with exit code 2 and a message where there is nothing to search, the folder holds another search, or points are submitted
@@ -86,7 +94,7 @@ def search(arguments: Sequence[str], sweep_dir: str, settings: Settings, run: Ru
     from slayer.reporting.console import print_error
 
     try:
-        fixed, space = read_words(arguments)
+        fixed, space = read_words(arguments, config_loader)
         _record(Path(sweep_dir), settings, space)
         _search(fixed, space, Path(sweep_dir), settings, run)
     except SlayerError as error:

@@ -78,12 +78,12 @@ def interval_problem(key: str, value: str, field: FieldInfo, *, searches: bool) 
     return Problem(key=key, value=value, why=why, fix=f"hydra/sweeper=optuna '{key}={value}'   (python train.py -m …)")
 
 
-def read_words(arguments: Sequence[str]) -> tuple[list[str], dict[str, Space]]:
-    """(the words that are the same at every point, what is searched by key)."""
+def read_words(arguments: Sequence[str], config_loader: Any = None) -> tuple[list[str], dict[str, Space]]:
+    """(the words that are the same at every point, what is searched by key); Hydra's loader of configurations is needed for `glob(…)`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     fixed, space = [], {}
-    for override in OverridesParser.create().parse_overrides(list(arguments)):
+    for override in OverridesParser.create(config_loader=config_loader).parse_overrides(list(arguments)):
         if override.is_sweep_override():
             key = override.get_key_element().lstrip("+")
             space[key] = space_of(key, override)

@@ -94,8 +94,8 @@ def test_one_page_ranks_all_points(sweep: Path) -> None:
 
 
 def test_the_table_is_in_the_terminal_too(swept: tuple[Path, Done], sweep: Path) -> None:
-    table = swept[1].out[swept[1].out.rindex("Sweep\n") :]
-    rows = [line.split()[1] for line in table.splitlines() if line.strip()[:1].isdigit()]
+    table = swept[1].out[swept[1].out.rindex("\nSweep ") :]
+    rows = [line.split()[1] for line in table.partition("· ")[0].splitlines() if line.strip()[:1].isdigit()]
     assert rows == [*(position(point) for point in ranked(sweep)), "[9]"], table
     assert "best" in table and "5 of 6 runs finished, 1 failed." in table and f"runs=[{sweep}]" in table
 
