@@ -59,7 +59,7 @@ def holds_text(field: FieldInfo) -> bool:
 
 def holds_list(field: FieldInfo) -> bool:
     """True for keys whose value is a list."""
-    return list in map(get_origin, (field.annotation, *get_args(field.annotation)))
+    return any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
 
 
 def number_kind(field: FieldInfo | None) -> type[int] | type[float] | None:

@@ -57,12 +57,12 @@ def front_sentence(sweep: Sweep) -> str | None:
 
 def seeds_sentence(sweep: Sweep) -> str | None:
     """What is best when one seed does not decide."""
-    known = [setting for setting in sweep.settings if setting.spread is not None]
-    if len(known) < 2 or known[0].spread is None or sweep.best is None:
+    known = [(setting, setting.spread.mean) for setting in sweep.settings if setting.spread is not None]
+    if len(known) < 2 or sweep.best is None:
         return None
-    first = known[0]
+    first, mean = known[0]
     also = "" if sweep.best in first.points else "; the best single run is of another setting, so its seed has helped it"
-    return f"Over seeds {first.label} is best: {fixed(first.spread.mean, 4)} on average of {len(first.points)} seeds{also}."
+    return f"Over seeds {first.label} is best: {fixed(mean, 4)} on average of {len(first.points)} seeds{also}."
 
 
 def search_sentence(sweep: Sweep) -> str | None:
