@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import ceil, log, log2
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ Interval = tuple[float, float]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """A run beside the best one. `interval`: of its objective; `behind`: its objective minus the best's on the same documents, with its interval
-    and p (Holm). None: there are no scores by document, or not of the same documents."""
+    and p (Holm). None: there are no scores by document, or not of the same documents. `n_documents`: those that were compared."""
 
     interval: Interval | None
+    n_documents: int = 0
     behind: float | None = None
     behind_interval: Interval | None = None
     p: float | None = None
@@ -38,6 +39,11 @@ class Standing:
     def is_tied(self) -> bool:
         """True where this run cannot be told apart from the best."""
         return self.p is not None and self.p >= TIED_P
+
+
+def least_documents(n_compared: int) -> int:
+    """How few documents could tell any of so many runs apart from the best: of N documents the smallest p is 2 of the 2^N ways to swap them."""
+    return ceil(log2(2 * n_compared / TIED_P) + 1e-9)
 
 
 def standings(runs: Sequence[Scores | None], best: int, objective: str) -> list[Standing]:
@@ -59,7 +65,7 @@ def standings(runs: Sequence[Scores | None], best: int, objective: str) -> list[
         found.append(
             Standing(
                 interval=interval, behind=items.value - best_items.value, behind_interval=percentile_interval(values_R - best_R),
-                p=paired_change(best_items, items).p,
+                p=paired_change(best_items, items).p, n_documents=len(items.values_N),
             )
         )  # fmt: skip
     compared = [place for place, standing in enumerate(found) if standing.p is not None]

@@ -23,7 +23,7 @@ RANKING_NOTE = (
     "Objective: lower is better. Small print: 95 % intervals, by a bootstrap over the held-out documents. Behind: the objective minus the best's on "
     "the same documents; p from a permutation test, adjusted for the number of runs (Holm). Learnt, forgotten: change of bits per byte on held-out "
     "domain and replay text against the base, mean over the sources; negative is better. All this is about the documents: what another seed would "
-    "do, only other seeds can tell. A point's number opens its report."
+    "do, only other seeds can tell. Trained: parameters, and the time of the run. A point's number opens its report."
 )
 TONES: dict[str, Tone] = {"best": "good", "worse": "bad"}
 
@@ -56,7 +56,7 @@ def sweep_document(sweep: Sweep) -> Document:
 def _ranking_blocks(sweep: Sweep) -> list[Block]:
     if not sweep.ranked:
         return []
-    head = ("point", *sweep.keys, "objective#", "behind#", "verdict", "learnt#", "forgotten#", "Pareto", "trained#", "time#")
+    head = ("point", *_names(sweep), "objective#", "behind#", "beside the best", "learnt#", "forgotten#", "Pareto", "trained#")
     rows = tuple(_ranked_row(sweep, place) for place in range(len(sweep.ranked)))
     return [Table(head=head, rows=rows, strong=frozenset({0})), Paragraph(text=RANKING_NOTE, quiet=True)]
 
@@ -67,11 +67,12 @@ def _ranked_row(sweep: Sweep, place: int) -> tuple[Cell, ...]:
     objective = Noted(text=fixed(point.objective, 4), note=interval(standing.interval, digits=4) if standing.interval else "")
     behind: Cell = MISSING
     if standing.behind is not None:
-        behind = Noted(text=f"+{fixed(standing.behind, 4)}", note=f"{interval(standing.behind_interval, digits=4, signed=True)}, p {_p(standing.p)}")
+        behind = Noted(text=f"+{fixed(standing.behind, 4)}", note=interval(standing.behind_interval, digits=4, signed=True))
+    beside = Noted(text=word, note=f"p {_p(standing.p)}" if standing.p is not None else "", tone=TONES.get(word, "plain"))
     return (
-        _number(point, sweep), *_values(point, sweep), objective, behind, Tag(text=word, tone=TONES.get(word, "plain")) if word != MISSING else word,
-        _change(point.learnt), _change(point.forgotten), Tag(text=front, tone="good") if dominator is None and front != MISSING else front,
-        short(point.trained_parameters), duration(point.seconds),
+        _number(point, sweep), *_values(point, sweep), objective, behind, beside, _change(point.learnt), _change(point.forgotten),
+        Tag(text=front, tone="good") if dominator is None and front != MISSING else front,
+        Noted(text=short(point.trained_parameters), note=duration(point.seconds)),
     )  # fmt: skip
 
 
@@ -82,6 +83,10 @@ def _p(value: float | None) -> str:
 def _number(point: SweepPoint, sweep: Sweep) -> Cell:
     report = point.run_dir / "report.html"
     return Link(text=str(point.number), href=Path(os.path.relpath(report, sweep.folder)).as_posix()) if report.exists() else str(point.number)
+
+
+def _names(sweep: Sweep) -> list[str]:
+    return [key.rpartition(".")[2] for key in sweep.keys]
 
 
 def _values(point: SweepPoint, sweep: Sweep) -> list[str]:
@@ -145,7 +150,7 @@ def _unfinished_blocks(sweep: Sweep) -> list[Block]:
     if not sweep.others:
         return []
     with_jobs = any(point.job for point in sweep.others)
-    head = ("point", *sweep.keys, "status", *(("job",) if with_jobs else ()), "what it said", "time#")
+    head = ("point", *_names(sweep), "status", *(("job",) if with_jobs else ()), "what it said", "time#")
     tones: dict[str, Tone] = {"failed": "bad", "running": "good", "finished": "good"}
     rows = tuple(
         (

@@ -46,6 +46,12 @@ class SweepPoint:
         return self.status == "finished" and self.objective is not None
 
     @property
+    def short_error(self) -> str:
+        """The first line of its error that says what is wrong."""
+        head, _, rest = self.error.partition("\n")
+        return rest.partition("\n")[0].strip().removeprefix("1. ") if rest and head.endswith("in the configuration") else head
+
+    @property
     def command(self) -> str:
         """What makes this run, or finds it where it is finished."""
         return shlex.join(["python", "train.py", *(f"{key}={value}" for key, value in self.overrides.items())])

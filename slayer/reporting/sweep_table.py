@@ -30,7 +30,7 @@ def print_sweep(sweep_dir: Path, *, console: Console | None = None) -> None:
     for place, point in enumerate(sweep.ranked):
         _add_ranked(table, sweep, place, point)
     for point in sweep.others:
-        said = point.error.partition("\n")[0] or point.status
+        said = point.short_error or point.status
         style = "red" if point.status == "failed" else "dim"
         table.add_row(str(point.number), *_values(point, sweep), *[MISSING] * 4, Text(said), style=style)
     console.print()

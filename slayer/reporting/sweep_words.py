@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from slayer.evaluation.ranking import Standing
+from slayer.evaluation.ranking import Standing, least_documents
 from slayer.reporting.numbers import MISSING, fixed, interval
 from slayer.reporting.sweep_points import STATUSES, Sweep, SweepPoint
 
@@ -40,8 +40,13 @@ def best_sentence(sweep: Sweep) -> str | None:
 
 def tied_sentence(sweep: Sweep) -> str | None:
     """Which points cannot be told apart from the best."""
-    if sum(standing.p is not None for standing in sweep.standings) == 0:
+    compared = [standing for standing in sweep.standings if standing.p is not None]
+    if not compared:
         return None
+    needed = least_documents(len(compared))
+    if compared[0].n_documents < needed:
+        few = f"On {compared[0].n_documents} documents no difference between so many runs could be told from chance"
+        return f"{few}; from {needed} on one could (heldout.tokens_per_source)."
     if not sweep.tied:
         return "Every other run is worse than the best by more than chance over the same documents would do."
     return f"Not told apart from the best over the same documents: {_named(sweep, sweep.tied)}."

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slayer.evaluation.document_scores import SourceDocuments
-from slayer.evaluation.ranking import dominated_by, spread, standings
+from slayer.evaluation.ranking import TIED_P, dominated_by, least_documents, spread, standings
 from slayer.evaluation.statistics import bits_per_byte
 
 BYTES = np.array([900, 400, 1500, 700, 250, 1100, 600, 800, 1000, 500], np.int64)
@@ -71,6 +71,22 @@ def test_what_is_the_same_is_tied_and_what_is_worse_on_every_document_is_not() -
     assert first.p is None and not first.is_tied
     assert same.is_tied and (same.behind, same.p) == (0.0, 1.0)
     assert not worse.is_tied and worse.behind_interval is not None and worse.behind_interval[0] > 0
+
+
+@pytest.mark.parametrize("n_compared", [1, 2, 4, 5, 20])
+def test_so_few_documents_can_tell_nothing_apart(n_compared: int) -> None:
+    """Runs that are worse on every document, by as much as one likes: as many as are needed tell them apart, one less does not."""
+    needed = least_documents(n_compared)
+    for n_documents in (needed - 1, needed):
+        best = np.linspace(800, 1200, n_documents)
+        size = np.full(n_documents, 1000, np.int64)
+        runs = [
+            {"fr": SourceDocuments(role="domain", ids=tuple(map(str, range(n_documents))), n_bytes=size, nats=best * (1 + number))}
+            for number in range(n_compared + 1)
+        ]
+        found = standings(runs, 0, "domain_bits_per_byte")[1:]
+        assert [standing.is_tied for standing in found] == [n_documents < needed] * n_compared and found[0].n_documents == n_documents
+        assert (min(standing.p or 0 for standing in found) < TIED_P) == (n_documents >= needed)
 
 
 def test_other_documents_are_not_compared() -> None:
