@@ -43,7 +43,7 @@ def run(composed: Any) -> float:
     if hydra_config.mode == RunMode.MULTIRUN:
         point = Point(sweep_dir=Path(hydra_config.sweep.dir), number=hydra_config.job.num, overrides=overrides)
         if not sweep_dirs and is_plain_sweep(hydra_config.sweeper):
-            announce(point.sweep_dir, typed_points(sys.argv[1:], GlobalHydra.instance().config_loader()))
+            announce(point, typed_points(sys.argv[1:], GlobalHydra.instance().config_loader()))
         sweep_dirs[:] = [point.sweep_dir]
     try:
         config = validate(composed, overrides, refused)

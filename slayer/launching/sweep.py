@@ -99,9 +99,14 @@ def known_of(point: Point) -> dict[str, Any]:
         return {}
 
 
-def announce(sweep_dir: Path, points: Sequence[Sequence[str]]) -> None:
-    """Put all points of a sweep on its page before the first one begins. What is known of a finished one stays."""
-    waiting = [Point(sweep_dir=sweep_dir, number=number, overrides=overrides) for number, overrides in enumerate(points)]
+def announce(first: Point, points: Sequence[Sequence[str]]) -> None:
+    """Put all points of a sweep on its page before its `first` one begins. What is known of a finished one stays.
+
+    Nothing is done where `first` is not among them: a launcher of Hydra has brought it to a process that was not told of the others.
+    """
+    if first.number >= len(points) or list(points[first.number]) != list(first.overrides):
+        return
+    waiting = [Point(sweep_dir=first.sweep_dir, number=number, overrides=overrides) for number, overrides in enumerate(points)]
     unfinished = [point for point in waiting if known_of(point).get("status") != "finished"]
     names = list(groups())
     record_points((point, {"run": run_name(point.overrides, names), "status": "pending"}) for point in unfinished)

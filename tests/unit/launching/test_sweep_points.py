@@ -91,11 +91,17 @@ def test_points_that_end_at_the_same_moment_are_all_on_the_page(tmp_path: Path) 
 def test_a_sweep_is_on_its_page_before_it_begins(tmp_path: Path) -> None:
     record_point(Point(sweep_dir=tmp_path, number=1, overrides=["prune=1"]), run="prune_1", status="finished", objective=1.0, seconds=9.0)
     record_point(Point(sweep_dir=tmp_path, number=2, overrides=["prune=2"]), run="prune_2", status="failed", error="the disk is full")
-    announce(tmp_path, [["prune=0"], ["prune=1"], ["prune=2"]])
+    announce(Point(sweep_dir=tmp_path, number=0, overrides=["prune=0"]), [["prune=0"], ["prune=1"], ["prune=2"]])
     assert [(one["run"], one["status"], one["error"]) for one in recorded(tmp_path)] == [
         ("prune_0", "pending", None), ("prune_1", "finished", None), ("prune_2", "pending", None),
     ]  # fmt: skip
     assert "1 of 3 runs finished, 2 waiting." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("points", [[[]], [["prune=0"]], [["prune=0"], ["prune=1"], ["prune=3"]]])
+def test_a_point_in_a_process_of_its_own_announces_nothing(tmp_path: Path, points: list[list[str]]) -> None:
+    announce(Point(sweep_dir=tmp_path, number=2, overrides=["prune=2"]), points)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_points_of_a_command_line() -> None:
