@@ -17,6 +17,8 @@ from slayer.reporting.scores import RoleChange, role_change, source_scores
 STATUSES = ("finished", "running", "requeued", "pending", "failed")
 """Of points, in the order in which they are shown."""
 SEED = "seed"
+ONE_PROBLEM = "1 problem in the configuration\n  1. "
+"""How the error of a refused point begins, which says nothing that its status does not."""
 SEARCH_NAME = "search.json"
 """In the folder of a sweep whose points are searched for: what is searched, and how."""
 
@@ -49,7 +51,7 @@ class SweepPoint:
     def short_error(self) -> str:
         """The first line of its error that says what is wrong."""
         head, _, rest = self.error.partition("\n")
-        return rest.partition("\n")[0].strip().removeprefix("1. ") if rest and head.endswith("in the configuration") else head
+        return rest.partition("\n")[0].strip() if rest and head.endswith("in the configuration") else head
 
     @property
     def command(self) -> str:
@@ -129,10 +131,7 @@ def read_points(sweep_dir: Path) -> list[SweepPoint]:
 
 
 def _point(values: Mapping[str, Any], sweep_dir: Path) -> SweepPoint:
-    run_dir = Path(str(values.get("run_dir") or values.get("run") or ""))
-    if not run_dir.exists() and (sweep_dir.parent / run_dir.name).exists():
-        # The folder was moved or is read from elsewhere: runs lie beside their sweep.
-        run_dir = sweep_dir.parent / run_dir.name
+    run_dir = found_run(Path(str(values.get("run_dir") or values.get("run") or "")), sweep_dir)
     results = read_json(run_dir / "results.json")
     scores = source_scores(results)
     training, objective = results.get("training"), results.get("objective")
@@ -140,13 +139,22 @@ def _point(values: Mapping[str, Any], sweep_dir: Path) -> SweepPoint:
     return SweepPoint(
         number=int(values.get("number", 0)), run=str(values.get("run", run_dir.name)), run_dir=run_dir,
         overrides=dict(item.partition("=")[::2] for item in values.get("overrides") or []),
-        status=status if status in STATUSES else "running", error=str(values.get("error") or ""), job=str(values.get("job") or ""),
+        status=status if status in STATUSES else "running", error=str(values.get("error") or "").removeprefix(ONE_PROBLEM), job=str(values.get("job") or ""),
         seconds=values.get("seconds"), objective=values.get("objective"),
         objective_name=str(objective.get("name")) if isinstance(objective, dict) else "",
         learnt=role_change(scores, "domain"), forgotten=role_change(scores, "replay"),
         trained_parameters=training.get("trained_parameters") if isinstance(training, dict) else None,
         documents=read_document_scores(run_dir) if status == "finished" else None,
     )  # fmt: skip
+
+
+def found_run(run_dir: Path, sweep_dir: Path) -> Path:
+    """The folder of a run as its sweep recorded it; where that is not there, since both were moved or are read from elsewhere, the one of this name
+    around the sweep's folder (runs/NAME beside runs/sweeps/NAME, or both in one folder)."""
+    if run_dir.exists() or not run_dir.name:
+        return run_dir
+    around = [folder / run_dir.name for folder in sweep_dir.resolve().parents[:2]]
+    return next((folder for folder in around if folder.exists()), run_dir)
 
 
 def swept_keys(points: Sequence[SweepPoint]) -> list[str]:

@@ -15,7 +15,7 @@ from sample_run import sample_results, write_sweep
 
 from slayer.reporting.console import open_console
 from slayer.reporting.sweep_page import write_sweep_page
-from slayer.reporting.sweep_points import read_points, read_sweep, swept_keys
+from slayer.reporting.sweep_points import found_run, read_points, read_sweep, swept_keys
 from slayer.reporting.sweep_table import print_sweep
 
 
@@ -57,6 +57,14 @@ def test_the_terminal_shows_the_same_points(tmp_path):
     table, _, below = text.partition("· ")
     assert table.count("shallow_half") == 2 and "best" in table and "−21.3 %" in table and "Pareto" in below
     assert max(map(len, text.partition("✔")[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("place", ["sweeps/name", "name"])
+def test_runs_are_found_where_their_sweep_was_moved_to(tmp_path: Path, place: str) -> None:
+    (tmp_path / "new" / place).mkdir(parents=True)
+    (tmp_path / "new" / "prune_1").mkdir()
+    assert found_run(Path("old/runs/prune_1"), tmp_path / "new" / place) == tmp_path / "new" / "prune_1"
+    assert found_run(Path("old/runs/prune_2"), tmp_path / "new" / place) == Path("old/runs/prune_2")
 
 
 # ── ranks, fronts, seeds ─────────────────────────────────────────────────────────────────────────
