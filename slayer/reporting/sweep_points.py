@@ -139,7 +139,8 @@ def _point(values: Mapping[str, Any], sweep_dir: Path) -> SweepPoint:
     return SweepPoint(
         number=int(values.get("number", 0)), run=str(values.get("run", run_dir.name)), run_dir=run_dir,
         overrides=dict(item.partition("=")[::2] for item in values.get("overrides") or []),
-        status=status if status in STATUSES else "running", error=str(values.get("error") or "").removeprefix(ONE_PROBLEM), job=str(values.get("job") or ""),
+        status=status if status in STATUSES else "running", error=str(values.get("error") or "").removeprefix(ONE_PROBLEM),
+        job=str(values.get("job") or ""),
         seconds=values.get("seconds"), objective=values.get("objective"),
         objective_name=str(objective.get("name")) if isinstance(objective, dict) else "",
         learnt=role_change(scores, "domain"), forgotten=role_change(scores, "replay"),
