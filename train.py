@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -19,11 +20,12 @@ from slayer.launching.compose import validate
 from slayer.launching.help import print_help
 from slayer.launching.joined import agreed, met, own_words, share_cores, speaks, sweep_problem, tell_once
 from slayer.launching.local import REFUSED_EXIT_CODE, Launched, as_message, launch
-from slayer.launching.naming import run_name, split_override
-from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
+from slayer.launching.naming import run_name
+from slayer.launching.search import search_problems
+from slayer.launching.sweep import Point, announce, as_typed, is_plain_sweep, objective_for_sweeper, refuse, run_point, typed_points
 from slayer.launching.versions import installation_problem
 from slayer.reporting.console import print_error
-from slayer.reporting.sweep_page import print_sweep
+from slayer.reporting.sweep_table import print_sweep
 from slayer.secrets import guard_streams
 from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
 
@@ -37,10 +39,12 @@ def run(composed: Any) -> float:
     """One run, or one point of a sweep. Returns the objective for a sweeper."""
     hydra_config = HydraConfig.get()
     words: Any = OmegaConf.to_container(hydra_config.overrides.task)
-    overrides = ["=".join(split_override(word)) for word in words]
+    overrides = as_typed(words)
     point = None
     if hydra_config.mode == RunMode.MULTIRUN:
         point = Point(sweep_dir=Path(hydra_config.sweep.dir), number=hydra_config.job.num, overrides=overrides)
+        if not sweep_dirs and is_plain_sweep(hydra_config.sweeper):
+            announce(point, typed_points(sys.argv[1:], GlobalHydra.instance().config_loader()))
         sweep_dirs[:] = [point.sweep_dir]
     try:
         config = agreed(lambda: validate(composed, overrides, refused))
@@ -69,7 +73,7 @@ def main() -> int:
         return 0
     share_cores()
     arguments, refused[:] = tolerant(typed, RunConfig)
-    refused.extend(filter(None, [sweep_problem(typed)]))
+    refused.extend([*search_problems(typed), *filter(None, [sweep_problem(typed)])])
     if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
         tell_once(lambda: print_error(ConfigError(refused)))
         return 2

@@ -57,6 +57,19 @@ def holds_text(field: FieldInfo) -> bool:
     return str in (field.annotation, *get_args(field.annotation)) and get_origin(field.annotation) in (None, Union, UnionType)
 
 
+def holds_list(field: FieldInfo) -> bool:
+    """True for keys whose value is a list."""
+    return any(get_origin(kind) is list for kind in (field.annotation, *get_args(field.annotation)))
+
+
+def number_kind(field: FieldInfo | None) -> type[int] | type[float] | None:
+    """Whether a field holds whole numbers or any numbers; None for other kinds of value."""
+    kinds = (
+        () if field is None else (field.annotation, *get_args(field.annotation)) if get_origin(field.annotation) in (None, Union, UnionType) else ()
+    )
+    return float if float in kinds else int if int in kinds else None
+
+
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """The words a field may hold (besides null, where that is allowed); empty for other kinds of value."""
     kinds = (field.annotation, *get_args(field.annotation))

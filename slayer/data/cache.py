@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 STALE_SECONDS = 24 * 3600
+
+WAITING_SECONDS = 0.5
+"""Who waits for another process says so this often: whoever is told may want to stop."""
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What file systems without locks answer."""
 
 
 def cache_dir() -> Path:
@@ -65,6 +74,31 @@ def write_file(target: Path, content: bytes, *, durable: bool = False) -> None:
         raise
     if durable:
         fsync(target.parent)
+
+
+@contextmanager
+def one_at_a_time(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold a lock file, calling `waiting` now and then until it is free: what several processes want is made by one of them.
+
+    The lock is the kernel's (flock; over NFS the server's): it ends with the process that holds it, however that ends, on whichever machine.
+    False where the file system knows no locks: two processes may then do the same work at once, and every file comes from one of them.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, fallback_to_soft=False)  # a soft lock would outlive its dead owner on another machine
+    supported = True
+    while supported and not held.is_locked:
+        try:
+            held.acquire(timeout=WAITING_SECONDS)
+        except Timeout:
+            waiting()
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            supported = False
+    try:
+        yield supported
+    finally:
+        held.release()
 
 
 def fsync(path: Path) -> None:

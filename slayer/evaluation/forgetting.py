@@ -18,6 +18,9 @@ from slayer.evaluation.statistics import RESAMPLES, Estimate, bits_per_byte, cha
 
 Nats = Mapping[str, NDArray[np.float64]]
 
+OBJECTIVE_ROLES = {"domain_bits_per_byte": ("domain",), "replay_bits_per_byte": ("replay",), "mean_bits_per_byte": ("domain", "replay")}
+"""The roles of the sources that each objective is the mean of."""
+
 
 def compare(sets: Mapping[str, HeldoutSet], roles: Mapping[str, str], base: Nats | None, result: Nats, start: Nats | None = None) -> dict[str, Any]:
     """The `heldout` part of results.json: bits per byte of base, start (after surgery, before training) and result, by source.
@@ -54,8 +57,7 @@ def _heldout_verdict(change: Estimate | None, n_documents: int) -> str | None:
 
 def objective(table: Mapping[str, Any], name: str) -> float:
     """The score a sweeper minimises: mean bits per byte of the domain sources, of the replay sources, or of all."""
-    role = {"domain_bits_per_byte": ("domain",), "replay_bits_per_byte": ("replay",), "mean_bits_per_byte": ("domain", "replay")}[name]
-    values = [entry["result"] for entry in table.values() if entry["role"] in role]
+    values = [entry["result"] for entry in table.values() if entry["role"] in OBJECTIVE_ROLES[name]]
     return float(np.mean(values)) if values else float("inf")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slayer.config import HeldoutConfig
-from slayer.data.cache import cache_dir, write_file
+from slayer.data.cache import cache_dir, one_at_a_time, write_file
 from slayer.evaluation.heldout import HeldoutDocument, HeldoutSet, build_heldout_set, choose_documents, score_heldout
 from slayer.forward import PackedRows, load_model, logits_of, require_packing
 from slayer.models import model_hash_cached
@@ -80,18 +80,34 @@ class HeldoutScorer:
     def score_folder(
         self, folder: Path, label: str, *, precision: str, micro_batch_rows: int, device: Any, on_progress: Progress | None = None
     ) -> Nats:
-        """Scores of a model folder, from the cache when this very model was scored on these very documents before."""
+        """Scores of a model folder, from the cache when this very model was scored on these very documents before.
+
+        Of several processes that want the same one scores and the others wait for it.
+        """
         fingerprints = "".join(heldout.fingerprint for heldout in self.sets.values())
         key = hashlib.sha256(f"{model_hash_cached(folder)} {fingerprints} {precision} {micro_batch_rows} {device}".encode()).hexdigest()
         remembered = cache_dir() / "scores" / f"{key}.npz"
-        if remembered.exists():
-            with np.load(remembered) as saved:
-                return {source: saved[source] for source in self.sets}
-        model = load_model(folder, precision, device)
-        if model.config.model_type not in FAMILIES:
-            require_packing(model)
-        nats = self.score(lambda rows: logits_of(model, rows), label, micro_batch_rows=micro_batch_rows, device=device, on_progress=on_progress)
-        content = io.BytesIO()
-        np.savez(content, **nats)  # type: ignore[arg-type]
-        write_file(remembered, content.getvalue())
+        if (known := self._read(remembered)) is not None:
+            return known
+
+        def waiting() -> None:
+            if on_progress is not None:
+                on_progress(f"{label}: another process is at it", 0, 1)
+
+        with one_at_a_time(remembered.with_suffix(".lock"), waiting):
+            if (known := self._read(remembered)) is not None:
+                return known
+            model = load_model(folder, precision, device)
+            if model.config.model_type not in FAMILIES:
+                require_packing(model)
+            nats = self.score(lambda rows: logits_of(model, rows), label, micro_batch_rows=micro_batch_rows, device=device, on_progress=on_progress)
+            content = io.BytesIO()
+            np.savez(content, **nats)  # type: ignore[arg-type]
+            write_file(remembered, content.getvalue())
         return nats
+
+    def _read(self, remembered: Path) -> Nats | None:
+        if not remembered.exists():
+            return None
+        with np.load(remembered) as saved:
+            return {source: saved[source] for source in self.sets}

@@ -58,13 +58,14 @@ class PairedChange:
     gained: int | None = None
 
 
-def _counts(n_documents: int, seed: int) -> Floats:
+def resampled_counts(n_documents: int, seed: int) -> Floats:
     """How often each document is drawn in each resample, [RESAMPLES, documents]."""
     generator = np.random.default_rng(seed)
     return generator.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=RESAMPLES).astype(np.float64)
 
 
-def _interval(values: Floats) -> tuple[float, float]:
+def percentile_interval(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of resampled values."""
     tail = (1 - CONFIDENCE) / 2 * 100
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
@@ -72,8 +73,8 @@ def _interval(values: Floats) -> tuple[float, float]:
 
 def bits_per_byte(nats: Floats, n_bytes: NDArray[np.int64], seed: int = 0) -> Estimate:
     """Total bits over total bytes, with a percentile bootstrap interval over documents (Efron & Tibshirani 1993, ch. 13)."""
-    counts = _counts(len(nats), seed)
-    low, high = _interval(counts @ nats / (counts @ n_bytes) / log(2))
+    counts = resampled_counts(len(nats), seed)
+    low, high = percentile_interval(counts @ nats / (counts @ n_bytes) / log(2))
     return Estimate(value=float(nats.sum() / n_bytes.sum() / log(2)), low=low, high=high)
 
 
@@ -82,8 +83,8 @@ def change_percent(before: Floats, after: Floats, seed: int = 0) -> Estimate:
 
     Bytes cancel, so it is the change of total nats.
     """
-    counts = _counts(len(before), seed)
-    low, high = _interval(100 * (counts @ after / (counts @ before) - 1))
+    counts = resampled_counts(len(before), seed)
+    low, high = percentile_interval(100 * (counts @ after / (counts @ before) - 1))
     return Estimate(value=float(100 * (after.sum() / before.sum() - 1)), low=low, high=high)
 
 
@@ -147,7 +148,7 @@ def metric_estimate(items: MetricItems, seed: int = 0) -> Estimate | None:
     if items.aggregation == "corpus" or n_items < 2:
         return None
     columns_NC = _columns(items)
-    low, high = _interval(_value_of(_resampled_sums(columns_NC[np.lexsort(columns_NC.T)], seed), items))
+    low, high = percentile_interval(_value_of(_resampled_sums(columns_NC[np.lexsort(columns_NC.T)], seed), items))
     return Estimate(value=items.value, low=low, high=high)
 
 
@@ -168,7 +169,7 @@ def paired_change(before: MetricItems, after: MetricItems, seed: int = 0) -> Pai
     first, second, turned = _in_one_order(_columns(before), _columns(after))
     sums = _resampled_sums(np.hstack([first, second]), seed)
     changes = _value_of(sums[:, 2:], after) - _value_of(sums[:, :2], before)
-    low, high = _turned(_interval(changes), turned)
+    low, high = _turned(percentile_interval(changes), turned)
     return PairedChange(
         value=value, low=low, high=high, p=_swap_p(first, second, seed), standard_error=float(changes.std(ddof=1)), test="permutation"
     )  # fmt: skip
@@ -189,7 +190,7 @@ def _binary_change(value: float, before_N: Floats, after_N: Floats, seed: int) -
     drawn = np.random.default_rng(seed).multinomial(n_items + 2, cells / cells.sum(), size=BINARY_RESAMPLES)
     changes = (drawn[:, 0] - drawn[:, 1]) / (n_items + 2)
     turned = None if found.lost == found.gained else found.lost > found.gained
-    low, high = _turned(_interval(changes), turned)
+    low, high = _turned(percentile_interval(changes), turned)
     return PairedChange(
         value=value, low=low, high=high, p=found.p, standard_error=float(changes.std(ddof=1)), test="mcnemar", lost=found.lost, gained=found.gained
     )  # fmt: skip

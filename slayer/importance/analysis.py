@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slayer.config import AnalysisConfig
-from slayer.data.cache import cache_dir, write_file
+from slayer.data.cache import cache_dir, one_at_a_time, write_file
 from slayer.errors import ConfigError, Problem
 from slayer.importance.agreement import agreement
 from slayer.importance.catalogue import CATALOGUE, ONE_PASS
@@ -116,14 +116,25 @@ class LayerAnalysis:
         """Measurements from the cache; those that are not there are computed together and written."""
         files = {score: self._file(score, f"{source} {fingerprint}") for score in scores}
         known = {score: found for score, file in files.items() if (found := _read(file)) is not None}
-        missing = [score for score in scores if score not in known]
-        if missing:
-            started = time.perf_counter()
-            for one in compute(missing):
-                write_file(files[one.score], json.dumps(measurement_as_json(one)).encode(), durable=True)
-                known[one.score] = one
-            self.seconds[" · ".join(filter(None, (", ".join(missing), source)))] = time.perf_counter() - started
+        if len(known) < len(files):
+            with one_at_a_time(self._lock(f"{source} {fingerprint}"), partial(self._waiting, source)):
+                known = {score: found for score, file in files.items() if (found := _read(file)) is not None}
+                missing = [score for score in scores if score not in known]
+                started = time.perf_counter()
+                for one in compute(missing) if missing else []:
+                    write_file(files[one.score], json.dumps(measurement_as_json(one)).encode(), durable=True)
+                    known[one.score] = one
+            if missing:
+                self.seconds[" · ".join(filter(None, (", ".join(missing), source)))] = time.perf_counter() - started
         return [known[score] for score in scores]
+
+    def _lock(self, sample: str) -> Path:
+        """What a process holds that measures this model on this sample: others wait for what it finds."""
+        return cache_dir() / "importance" / "locks" / f"{hashlib.sha256(f'{self._hash} {self.device} {sample}'.encode()).hexdigest()}.lock"
+
+    def _waiting(self, source: str | None) -> None:
+        if self.on_progress is not None:
+            self.on_progress(f"layers, {source or 'weights'}: another process is at it", 0, 1)
 
     def _file(self, score: str, sample: str) -> Path:
         settings = {name: getattr(self.config, name) for name in READS.get(score, ())}
@@ -142,10 +153,11 @@ class LayerAnalysis:
     def _values(self, make: MakeValue, coalitions: Sequence[str]) -> tuple[Values, Forwards]:
         value = make(self.decoder)
         key = hashlib.sha256(f"{FORMAT} {self._hash} {self.precision} {self.device} {value.fingerprint}".encode()).hexdigest()
-        return run_coalitions(
-            self.decoder, value, coalitions, state_bytes=int(self.config.state_gib * (1 << 30)),
-            store=cache_dir() / "importance" / "values" / f"{key}.jsonl", on_progress=self.on_progress,
-        )  # fmt: skip
+        store = cache_dir() / "importance" / "values" / f"{key}.jsonl"
+        with one_at_a_time(store.with_suffix(".lock"), partial(self._waiting, value.source)):  # its lines are written by one process at a time
+            return run_coalitions(
+                self.decoder, value, coalitions, state_bytes=int(self.config.state_gib * (1 << 30)), store=store, on_progress=self.on_progress,
+            )  # fmt: skip
 
     def _text_value(self, sample: Sample, decoder: Decoder) -> ValueFunction:
         from slayer.importance.text_value import TextValue

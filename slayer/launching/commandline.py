@@ -20,7 +20,8 @@ from slayer.config import RunConfig
 from slayer.errors import Problem
 from slayer.launching.naming import split_override
 from slayer.launching.refusals import is_hydras, option_problem, word_problem
-from slayer.schema import accepts, as_override, example_for, field_at, holds_text, inner_section
+from slayer.launching.spaces import interval_problem
+from slayer.schema import accepts, as_override, example_for, field_at, holds_list, holds_text, inner_section
 from slayer.stages import KEY as STAGES_KEY
 from slayer.stages import as_hydra_reads_it
 from slayer.validation import not_a_group, unknown_key
@@ -53,10 +54,15 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return bool({"-m", "--multirun"} & set(arguments))
 
 
+def is_search(arguments: Sequence[str]) -> bool:
+    """True when the points of a sweep are chosen by what the ones before came to."""
+    return any(split_override(word) == ("hydra/sweeper", "optuna") for word in arguments)
+
+
 def tolerant(arguments: Sequence[str], schema: type[BaseModel], conf: Path = CONF) -> tuple[list[str], list[Problem]]:
     """The command line as Hydra will accept it, and the problems of what had to be left out. Of a key typed twice the last counts."""
     options = {group: names for group, names in groups(conf).items() if group in schema.model_fields or (group, schema) == ("experiment", RunConfig)}
-    sweep = is_sweep(arguments)
+    sweep, searches = is_sweep(arguments), is_sweep(arguments) and is_search(arguments)
     kept: list[str] = []
     accepted: dict[str, str] = {}
     problems: list[Problem] = []
@@ -77,7 +83,7 @@ def tolerant(arguments: Sequence[str], schema: type[BaseModel], conf: Path = CON
             kept.append(word)
             continue
         key = split_override(word)[0]
-        judged = _judge_choice(word, options[key], field_at(key, schema), sweep) if key in options else _judge_value(word, schema, sweep)
+        judged = _judge_choice(word, options[key], field_at(key, schema), sweep) if key in options else _judge_value(word, schema, sweep, searches)
         if isinstance(judged, Problem):
             problems.append(judged)
             continue
@@ -104,7 +110,7 @@ def _judge_choice(word: str, options: Sequence[str], field: FieldInfo | None, sw
     return f"{key}={value}" if len(names) == 1 or sweep else _needs_sweep(key, value, names)
 
 
-def _judge_value(word: str, schema: type[BaseModel], sweep: bool) -> str | Problem:
+def _judge_value(word: str, schema: type[BaseModel], sweep: bool, searches: bool) -> str | Problem:
     """`key=value` as it is passed on, or why it cannot be."""
     key, value = split_override(word)
     value = as_hydra_reads_it(value) if key == STAGES_KEY else value
@@ -126,11 +132,18 @@ def _judge_value(word: str, schema: type[BaseModel], sweep: bool) -> str | Probl
     if parsed.is_sweep_override():
         if holds_text(field) and not sweep:
             return _as_text(key, value)
+        if parsed.is_interval_sweep():
+            return interval_problem(key, value, field, searches=searches) or f"++{key}={value}"
         names = _swept(parsed)
         if not names:
             return Problem(key=key, value=value, why="gives no value at all", fix=as_override(key, example_for(field)))
-        return f"++{key}={value}" if sweep else _needs_sweep(key, value, names)
+        if not sweep:
+            return _needs_sweep(key, value, names)
+        return _lists_problem(key, value, names, field) or f"++{key}={value}"
     plain, inner = parsed.value(), inner_section(field)
+    if sweep and isinstance(plain, list) and plain and not accepts(field, plain) and all(accepts(field, item) for item in plain):
+        why = "is one value, a list of lists; the values of a sweep stand side by side"
+        return Problem(key=key, value=value, why=why, fix=as_override(key, plain)[:-1].replace("=[", "=", 1))
     if inner is not None and not isinstance(plain, dict):
         return not_a_group(key, value, inner[0])
     return _as_text(key, value) if holds_text(field) and isinstance(plain, (bool, int, float)) else f"++{key}={value}"
@@ -141,7 +154,17 @@ def _swept(parsed: Any, options: Sequence[str] = ()) -> list[str]:
     from hydra.core.override_parser.types import Glob
 
     values = parsed.value()
+    if parsed.is_interval_sweep():
+        return []  # a range of numbers is no list of choices
     return list(values.filter(list(options))) if isinstance(values, Glob) else list(parsed.sweep_string_iterator())
+
+
+def _lists_problem(key: str, value: str, names: Sequence[str], field: FieldInfo) -> Problem | None:
+    """expansion.after=1,3 where each value of the sweep is a list of its own."""
+    if not holds_list(field) or all(name.startswith("[") or name == "null" for name in names):
+        return None
+    why = "takes lists, and each value of a sweep is one"
+    return Problem(key=key, value=value, why=why, fix=f"{key}={','.join(f'[{name}]' for name in names)}, or {key}=[{','.join(names)}]")
 
 
 def _needs_sweep(key: str, value: str, names: Sequence[str]) -> Problem:

@@ -14,6 +14,7 @@ from slayer.errors import ModelError
 from slayer.evaluation.assess import Subject
 from slayer.launching.commandline import CONF, groups
 from slayer.models import resolve_model
+from slayer.reporting.sweep_points import found_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +82,7 @@ def _runs_of_sweep(folder: Path) -> list[str]:
     finished = [Path(value["run_dir"]) for value in values if value.get("status") == "finished"]
     if points and not finished:
         raise ModelError(f"{folder} is a sweep without a finished run; finish it first, or type runs=[runs/NAME]")
-    beside = [run_dir if run_dir.exists() else folder.parent / run_dir.name for run_dir in finished]  # the sweep may have been moved, runs and all
-    return [str(run_dir) for run_dir in beside]
+    return [str(found_run(run_dir, folder)) for run_dir in finished]
 
 
 def _model_of(name: str) -> ModelConfig:

@@ -1,21 +1,25 @@
-"""A sweep: one run per point, one page that compares them and is written anew after each."""
+"""A sweep: one run per point, a file per point, and one page that compares them and is written anew after each."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slayer.config import RunConfig
-from slayer.data.cache import write_file
+from slayer.data.cache import one_at_a_time, write_file
 from slayer.errors import SlayerError
-from slayer.launching.commandline import groups
+from slayer.launching.commandline import groups, is_override
 from slayer.launching.local import REFUSED_EXIT_CODE, Launched, launch
-from slayer.launching.naming import run_name
+from slayer.launching.naming import run_name, split_override
+
+EMPTY = {"run": "", "run_dir": "", "status": "running", "error": None, "seconds": None, "objective": None}
+"""What a point's file holds besides its number and overrides, before anything is known."""
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,14 +30,26 @@ class Point:
     number: int
     overrides: Sequence[str]
 
+    @property
+    def file(self) -> Path:
+        """Where it is recorded."""
+        return self.sweep_dir / "points" / f"{self.number:04d}.json"
+
 
 def run_point(point: Point, config: RunConfig, command: str) -> Launched:
-    """Run one point in a process of its own and put it on the page, finished or failed. The others go on either way."""
-    _record(point, run=config.run, run_dir=str(config.folder), status="running")
+    """Run one point in a process of its own and put it on the page, finished or failed. The others go on either way.
+
+    A run that is finished is shown as it is; nothing is started for it.
+    """
+    known = finished_objective(config)
+    if known is not None:
+        record_point(point, run=config.run, run_dir=str(config.folder), status="finished", objective=known)
+        return Launched(exit_code=0, objective=known)
+    record_point(point, run=config.run, run_dir=str(config.folder), status="running")
     started = time.monotonic()
     launched = launch(config, command, own_process=True)
-    status = "finished" if launched.exit_code == 0 else "failed"
-    _record(
+    status = "finished" if launched.exit_code == 0 else "pending" if launched.stopped else "failed"
+    record_point(
         point, run=config.run, run_dir=str(config.folder), status=status, error=launched.error, seconds=time.monotonic() - started,
         objective=launched.objective,
     )  # fmt: skip
@@ -46,19 +62,88 @@ def refuse(error: SlayerError, point: Point | None) -> Launched:
 
     print_error(error)
     if point is not None:
-        _record(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0)
+        record_point(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0, objective=None)
     return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(error))
 
 
-def _record(point: Point, **findings: Any) -> None:
-    """Write a point's file and the page anew."""
+def record_point(point: Point, **findings: Any) -> None:
+    """Write what is new of a point into its file, and the page anew.
+
+    What was known of the same overrides stays, but for its error, which belongs to its status. Points that end at the same moment, on
+    whichever machine, do it one after the other.
+    """
+    record_points([(point, findings)])
+
+
+def record_points(found: Iterable[tuple[Point, dict[str, Any]]]) -> None:
+    """The same for several points of one sweep at once."""
     from slayer.reporting.sweep_page import write_sweep_page
 
-    path = point.sweep_dir / "points" / f"{point.number:04d}.json"
-    empty = {"run": "", "run_dir": "", "status": "running", "error": None, "seconds": None, "objective": None}
-    values = {"number": point.number, "overrides": list(point.overrides), **empty, **findings}
-    write_file(path, (json.dumps(values, indent=1) + "\n").encode())
-    write_sweep_page(point.sweep_dir)
+    told = list(found)
+    if not told:
+        return
+    sweep_dir = told[0][0].sweep_dir
+    with one_at_a_time(sweep_dir / LOCK):
+        for point, findings in told:
+            values = {"number": point.number, "overrides": list(point.overrides), **EMPTY, **known_of(point), "error": None, **findings}
+            write_file(point.file, (json.dumps(values, indent=1) + "\n").encode())
+        write_sweep_page(sweep_dir)
+
+
+def known_of(point: Point) -> dict[str, Any]:
+    """What the file of a point says of these very overrides; nothing where it is missing, torn, or of others."""
+    try:
+        values: dict[str, Any] = json.loads(point.file.read_text(encoding="utf-8"))
+        return values if values["overrides"] == list(point.overrides) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def announce(first: Point, points: Sequence[Sequence[str]]) -> None:
+    """Put all points of a sweep on its page before its `first` one begins. What is known of a finished one stays.
+
+    Nothing is done where `first` is not among them: a launcher of Hydra has brought it to a process that was not told of the others.
+    """
+    if first.number >= len(points) or list(points[first.number]) != list(first.overrides):
+        return
+    waiting = [Point(sweep_dir=first.sweep_dir, number=number, overrides=overrides) for number, overrides in enumerate(points)]
+    unfinished = [point for point in waiting if known_of(point).get("status") != "finished"]
+    names = list(groups())
+    record_points((point, {"run": run_name(point.overrides, names), "status": "pending"}) for point in unfinished)
+
+
+def is_plain_sweep(sweeper: Any) -> bool:
+    """True where Hydra's own sweeper makes the points, from the command line alone: then they are known beforehand."""
+    return str(sweeper.get("_target_")).endswith(".BasicSweeper") and not sweeper.get("params")
+
+
+def typed_points(words: Sequence[str], config_loader: Any) -> list[list[str]]:
+    """The overrides of each point that Hydra's own sweeper will make of a command line, in its order."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = [word for word in words if word.startswith("~") or is_override(word)]
+    overrides = [one for one in OverridesParser.create(config_loader=config_loader).parse_overrides(typed) if not one.is_hydra_override()]
+    (points,) = BasicSweeper.split_arguments(overrides, None)
+    return [as_typed(point) for point in points]
+
+
+def as_typed(words: Sequence[str]) -> list[str]:
+    """Overrides without what was put in front of them for Hydra."""
+    return ["=".join(split_override(word)) for word in words]
+
+
+def finished_objective(config: RunConfig) -> float | None:
+    """The score of a run that is finished and is the one asked for."""
+    from slayer.pipeline import check_run_folder
+    from slayer.results import Results
+
+    try:
+        check_run_folder(config)
+        value = Results(config.folder).values.get("objective", {}).get("value")
+    except SlayerError:  # told by whoever starts it
+        return None
+    return value if isinstance(value, float) else None
 
 
 def objective_for_sweeper(launched: Launched) -> float:

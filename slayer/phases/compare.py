@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from slayer.evaluation.document_scores import write_document_scores
 from slayer.evaluation.forgetting import compare, objective
 from slayer.evaluation.samples import choose_prompts, continue_prompts
 from slayer.evaluation.scorer import prefix_token
@@ -33,6 +34,7 @@ def compare_and_report(run: Run, benchmarks: RunBenchmarks) -> Outcome:
         trackers.log(last)  # a start that was killed behind this line has left it
     trackers.finish()
     value = objective(table, run.config.objective)
+    write_document_scores(run.folder, run.scorer.documents, run.loader.roles, {"base": base, "start": start, "result": result})
     run.results.update(heldout=table, samples=_samples(run), **sections)
     shutil.copyfile(run.folder / "plan.json", run.exported / "plan.json")
     (run.exported / "README.md").write_text(model_card(run.folder), encoding="utf-8")

@@ -7,6 +7,7 @@ import re
 from html import escape
 from pathlib import Path
 
+from slayer.data.cache import write_file
 from slayer.reporting.document import Picture
 from slayer.reporting.figures import DOMAIN_COLOURS, FILLS, GRID, INK, MUTED, REPLAY_COLOURS, Figure, figure_style
 
@@ -28,18 +29,21 @@ def picture(figure: Figure, folder: Path, name: str, description: str) -> Pictur
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> str:
-    """Write NAME.svg and NAME.png, on white. Returns the SVG without a background."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = io.StringIO()
+    """Write NAME.svg and NAME.png, on white, each whole at any moment: two points of a sweep may end at the same one.
+
+    Returns the SVG without a background.
+    """
+    stream, pixels = io.StringIO(), io.BytesIO()
     with figure_style():
         # Laid out once: each form would do it again, which takes as long as drawing.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
         figure.savefig(stream, format="svg", transparent=True, metadata=_NO_METADATA)
-        figure.savefig(folder / f"{name}.png", dpi=160)
+        figure.savefig(pixels, format="png", dpi=160)
     svg = stream.getvalue()
     begun = svg.index(">", svg.index("<svg")) + 1
-    (folder / f"{name}.svg").write_text(svg[:begun] + _WHITE + svg[begun:], encoding="utf-8")
+    write_file(folder / f"{name}.svg", (svg[:begun] + _WHITE + svg[begun:]).encode())
+    write_file(folder / f"{name}.png", pixels.getvalue())
     return svg
 
 

@@ -1,170 +1,168 @@
-"""The page of a sweep: every point beside the others, what it learnt, what it forgot, and which one is best."""
+"""The page of a sweep: its points ranked with intervals, what each learnt and forgot, what seeds do, what failed, and what to type next."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
-
-from slayer.reporting.console import open_console
-from slayer.reporting.document import Block, Cell, Document, Link, Paragraph, Section, Table, Tag, Tone, to_html, to_markdown
+from slayer.data.cache import write_file
+from slayer.reporting.document import Block, Bullets, Cell, Code, Document, Link, Noted, Paragraph, Section, Table, Tag, Tone, to_html, to_markdown
 from slayer.reporting.figures import FrontierPoint, frontier_figure
-from slayer.reporting.numbers import duration, fixed, interval, percent, short
+from slayer.reporting.numbers import MISSING, duration, fixed, interval, percent, short
 from slayer.reporting.picture import picture
-from slayer.reporting.run_folder import read_json
-from slayer.reporting.scores import RoleChange, role_change, source_scores
+from slayer.reporting.scores import RoleChange
+from slayer.reporting.sweep_figures import course_figure
+from slayer.reporting.sweep_points import Sweep, SweepPoint, read_sweep
+from slayer.reporting.sweep_words import counts_sentence, front_sentence, front_word, next_commands, sentences, verdict
 
+MOST_LABELS = 8
+"""With more points the frontier shows their numbers instead of their values."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPoint:
-    """One run of a sweep. `overrides` maps keys to values; objective: lower is better."""
-
-    number: int
-    run: str
-    run_dir: Path
-    overrides: Mapping[str, str]
-    status: str
-    error: str
-    seconds: float | None
-    objective: float | None
-    learnt: RoleChange | None
-    forgotten: RoleChange | None
-    trained_parameters: float | None
-
-
-def read_points(sweep_dir: Path) -> list[SweepPoint]:
-    """The points of a sweep folder in order of their numbers; a point file that cannot be read is left out."""
-    values = [read_json(path) for path in (sweep_dir / "points").glob("*.json")]
-    return sorted((_point(value, sweep_dir) for value in values if value), key=lambda point: point.number)
-
-
-def _point(values: Mapping[str, Any], sweep_dir: Path) -> SweepPoint:
-    run_dir = Path(str(values.get("run_dir") or values.get("run") or ""))
-    if not run_dir.exists() and (sweep_dir.parent / run_dir.name).exists():
-        # The folder was moved or is read from elsewhere: runs lie beside their sweep.
-        run_dir = sweep_dir.parent / run_dir.name
-    results = read_json(run_dir / "results.json")
-    scores = source_scores(results)
-    training = results.get("training")
-    overrides = dict(item.partition("=")[::2] for item in values.get("overrides") or [])
-    return SweepPoint(
-        number=int(values.get("number", 0)), run=str(values.get("run", run_dir.name)), run_dir=run_dir, overrides=overrides,
-        status=str(values.get("status", "running")), error=str(values.get("error") or ""), seconds=values.get("seconds"),
-        objective=values.get("objective"), learnt=role_change(scores, "domain"), forgotten=role_change(scores, "replay"),
-        trained_parameters=training.get("trained_parameters") if isinstance(training, dict) else None,
-    )  # fmt: skip
-
-
-def swept_keys(points: Sequence[SweepPoint]) -> list[str]:
-    """Override keys whose value is not the same at all points, in order of first appearance."""
-    keys = dict.fromkeys(key for point in points for key in point.overrides)
-    return [key for key in keys if len({point.overrides.get(key) for point in points}) > 1]
-
-
-def best_point(points: Sequence[SweepPoint]) -> SweepPoint | None:
-    """The finished point with the lowest objective."""
-    finished = [point for point in points if point.status == "finished" and point.objective is not None]
-    return min(finished, key=lambda point: (point.objective, point.number), default=None)
-
-
-def _label(point: SweepPoint, keys: Sequence[str]) -> str:
-    return " ".join(f"{key.rpartition('.')[2]}={point.overrides.get(key, '–')}" for key in keys) or point.run
+RANKING_NOTE = (
+    "Objective: lower is better. Small print: 95 % intervals, by a bootstrap over the held-out documents. Behind: the objective minus the best's on "
+    "the same documents; p from a permutation test, adjusted for the number of runs (Holm). Learnt, forgotten: change of bits per byte on held-out "
+    "domain and replay text against the base, mean over the sources; negative is better. All this is about the documents: what another seed would "
+    "do, only other seeds can tell. Trained: parameters, and the time of the run. A point's number opens its report."
+)
+TONES: dict[str, Tone] = {"best": "good", "worse": "bad"}
 
 
 def write_sweep_page(sweep_dir: Path) -> Path:
     """Write report.html, report.md and figures/ of a sweep folder; returns the path of report.html."""
-    points = read_points(sweep_dir)
-    keys, best = swept_keys(points), best_point(points)
-    done = sum(point.status == "finished" for point in points)
-    failed = sum(point.status == "failed" for point in points)
-    running = len(points) - done - failed
-    lead: list[Block] = [Paragraph(text=f"{done} of {len(points)} runs finished" + _also(failed, "failed") + _also(running, "still running") + ".")]
-    if best is not None:
-        lead.append(Paragraph(text=f"Best: {_label(best, keys)}, with the lowest objective, {fixed(best.objective, 4)}."))
-    sections = [Section(title="Runs", blocks=tuple(_table_blocks(points, keys, best, sweep_dir)))]
-    frontier = _frontier_blocks(points, keys, best, sweep_dir)
-    if frontier:
-        sections.insert(0, Section(title="Learnt against forgotten", blocks=tuple(frontier)))
-    document = Document(kicker="slayer · sweep", title=sweep_dir.resolve().name, lead=tuple(lead), sections=tuple(sections))
-    (sweep_dir / "report.md").write_text(to_markdown(document), encoding="utf-8")
+    document = sweep_document(read_sweep(sweep_dir))
+    write_file(sweep_dir / "report.md", to_markdown(document).encode())
     page = sweep_dir / "report.html"
-    page.write_text(to_html(document), encoding="utf-8")
+    write_file(page, to_html(document).encode())
     return page
 
 
-def _also(number: int, what: str) -> str:
-    return f", {number} {what}" if number else ""
+def sweep_document(sweep: Sweep) -> Document:
+    """The page as data. Figures are saved on the way."""
+    parts = (
+        ("Ranking", _ranking_blocks(sweep)),
+        ("Learnt against forgotten", _frontier_blocks(sweep)),
+        ("The course of the search", _course_blocks(sweep)),
+        ("Over seeds", _seed_blocks(sweep)),
+        ("Without a score", _unfinished_blocks(sweep)),
+        ("What to type next", _command_blocks(sweep)),
+    )
+    said = sentences(sweep)
+    lead: list[Block] = [Paragraph(text=counts_sentence(sweep)), *([Bullets(items=tuple(said))] if said else [])]
+    shown = tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in parts if blocks)
+    return Document(kicker="slayer · sweep", title=sweep.folder.resolve().name, lead=tuple(lead), sections=shown)
 
 
-def _frontier_blocks(points: Sequence[SweepPoint], keys: Sequence[str], best: SweepPoint | None, sweep_dir: Path) -> list[Block]:
+def _ranking_blocks(sweep: Sweep) -> list[Block]:
+    if not sweep.ranked:
+        return []
+    head = ("point", *_names(sweep), "objective#", "behind#", "beside the best", "learnt#", "forgotten#", "Pareto", "trained#")
+    rows = tuple(_ranked_row(sweep, place) for place in range(len(sweep.ranked)))
+    return [Table(head=head, rows=rows, strong=frozenset({0})), Paragraph(text=RANKING_NOTE, quiet=True)]
+
+
+def _ranked_row(sweep: Sweep, place: int) -> tuple[Cell, ...]:
+    point, standing, dominator = sweep.ranked[place], sweep.standings[place], sweep.dominators[place]
+    word, front = verdict(standing, place), front_word(sweep, place)
+    objective = Noted(text=fixed(point.objective, 4), note=interval(standing.interval, digits=4) if standing.interval else "")
+    behind: Cell = MISSING
+    if standing.behind is not None:
+        behind = Noted(text=f"+{fixed(standing.behind, 4)}", note=interval(standing.behind_interval, digits=4, signed=True))
+    beside = Noted(text=word, note=f"p {_p(standing.p)}" if standing.p is not None else "", tone=TONES.get(word, "plain"))
+    return (
+        _number(point, sweep), *_values(point, sweep), objective, behind, beside, _change(point.learnt), _change(point.forgotten),
+        Tag(text=front, tone="good") if dominator is None and front != MISSING else front,
+        Noted(text=short(point.trained_parameters), note=duration(point.seconds)),
+    )  # fmt: skip
+
+
+def _p(value: float | None) -> str:
+    return MISSING if value is None else "< 0.001" if value < 0.001 else fixed(value, 3)
+
+
+def _number(point: SweepPoint, sweep: Sweep) -> Cell:
+    report = point.run_dir / "report.html"
+    return Link(text=str(point.number), href=Path(os.path.relpath(report, sweep.folder)).as_posix()) if report.exists() else str(point.number)
+
+
+def _names(sweep: Sweep) -> list[str]:
+    return [key.rpartition(".")[2] for key in sweep.keys]
+
+
+def _values(point: SweepPoint, sweep: Sweep) -> list[str]:
+    return [point.overrides.get(key, MISSING) for key in sweep.keys]
+
+
+def _change(change: RoleChange | None) -> Cell:
+    if change is None:
+        return MISSING
+    return Noted(text=percent(change.percent), note=interval(change.interval_percent, signed=True) if change.interval_percent else "")
+
+
+def _frontier_blocks(sweep: Sweep) -> list[Block]:
+    few = len(sweep.ranked) <= MOST_LABELS
     shown = [
         FrontierPoint(
-            label=_label(point, keys), replay_percent=point.forgotten.percent, domain_percent=point.learnt.percent,
-            replay_interval=point.forgotten.interval_percent, domain_interval=point.learnt.interval_percent, best=point is best,
+            label=sweep.label(point) if few else str(point.number), replay_percent=point.forgotten.percent, domain_percent=point.learnt.percent,
+            replay_interval=point.forgotten.interval_percent, domain_interval=point.learnt.interval_percent, best=point is sweep.best,
         )
-        for point in points
+        for point in sweep.ranked
         if point.learnt is not None and point.forgotten is not None
     ]  # fmt: skip
     if not shown:
         return []
-    note = "Bars are 95 % intervals. The dashed line joins the runs that no other run beats on both counts."
-    return [picture(frontier_figure(shown), sweep_dir, "frontier", "What each run learnt against what it forgot"), Paragraph(text=note, quiet=True)]
+    numbers = "" if few else "Numbers are those of the points in the table. "
+    note = f"{numbers}Bars are 95 % intervals. The dashed line joins the runs that no other run beats on both counts."
+    blocks: list[Block] = [picture(frontier_figure(shown), sweep.folder, "frontier", "What each run learnt against what it forgot")]
+    front = front_sentence(sweep)
+    return [*blocks, *([Paragraph(text=front)] if front else []), Paragraph(text=note, quiet=True)]
 
 
-def _table_blocks(points: Sequence[SweepPoint], keys: Sequence[str], best: SweepPoint | None, sweep_dir: Path) -> list[Block]:
-    head = ("point", *keys, "status", "domain text#", "95 % interval#", "replay text#", "95 % interval#", "objective#", "trained#", "time#")
-    rows = tuple(_table_row(point, keys, best, sweep_dir) for point in points)
-    strong = frozenset(place for place, point in enumerate(points) if point is best)
-    note = (
-        "Domain and replay: change of held-out bits per byte against the base, mean over the sources; negative is better. "
-        "A point's number opens its report."
-    )
-    blocks: list[Block] = [Table(head=head, rows=rows, strong=strong), Paragraph(text=note, quiet=True)]
-    broken = tuple((str(point.number), _label(point, keys), point.error or "no message") for point in points if point.status == "failed")
-    return [*blocks, Table(head=("point", "failed run", "error"), rows=broken)] if broken else blocks
+def _course_blocks(sweep: Sweep) -> list[Block]:
+    if not sweep.search or len(sweep.ranked) < 2:
+        return []
+    trials = sorted((point.number, point.objective) for point in sweep.ranked if point.objective is not None)
+    figure = course_figure([number for number, _ in trials], [objective for _, objective in trials], sweep.ranked[0].objective_name)
+    return [picture(figure, sweep.folder, "course", "The objective of each trial and the best so far")]
 
 
-def _table_row(point: SweepPoint, keys: Sequence[str], best: SweepPoint | None, sweep_dir: Path) -> tuple[Cell, ...]:
-    tones: dict[str, Tone] = {"finished": "good", "failed": "bad"}
-    report = point.run_dir / "report.html"
-    link: Cell = Link(text=str(point.number), href=Path(os.path.relpath(report, sweep_dir)).as_posix()) if report.exists() else str(point.number)
-    status = "best" if point is best else point.status
-    return (
-        link, *(point.overrides.get(key, "–") for key in keys), Tag(text=status, tone=tones.get(point.status, "plain")),
-        *_change_cells(point.learnt), *_change_cells(point.forgotten), fixed(point.objective, 4), short(point.trained_parameters),
-        duration(point.seconds),
+def _seed_blocks(sweep: Sweep) -> list[Block]:
+    if not sweep.settings:
+        return []
+    rows: list[tuple[Cell, ...]] = []
+    for setting in sweep.settings:
+        values, spread = [point.objective for point in setting.points if point.objective is not None], setting.spread
+        mean: Cell = fixed(sum(values) / len(values), 4)
+        if spread is not None:
+            mean = Noted(text=fixed(spread.mean, 4), note=interval(spread.interval, digits=4))
+        points = ", ".join(str(point.number) for point in setting.points)
+        rows.append((setting.label, str(len(values)), mean, fixed(spread.deviation, 4) if spread else MISSING, _range(values), points))
+    note = "Runs that differ in nothing but the seed. Small print: 95 % interval of the mean over seeds (Student's t)."
+    head = ("setting", "seeds#", "mean objective#", "standard deviation#", "lowest to highest#", "points, best first")
+    return [Table(head=head, rows=tuple(rows), strong=frozenset({0})), Paragraph(text=note, quiet=True)]
+
+
+def _range(values: Sequence[float]) -> str:
+    return interval((min(values), max(values)), digits=4)
+
+
+def _unfinished_blocks(sweep: Sweep) -> list[Block]:
+    if not sweep.others:
+        return []
+    with_jobs = any(point.job for point in sweep.others)
+    head = ("point", *_names(sweep), "status", *(("job",) if with_jobs else ()), "what it said", "time#")
+    tones: dict[str, Tone] = {"failed": "bad", "running": "good", "finished": "good"}
+    rows = tuple(
+        (
+            _number(point, sweep), *_values(point, sweep), Tag(text=point.status, tone=tones.get(point.status, "plain")),
+            *((point.job or MISSING,) if with_jobs else ()), point.error or MISSING, duration(point.seconds),
+        )
+        for point in sweep.others
     )  # fmt: skip
+    note = "The same command again tries what failed once more and goes on with the rest; finished runs are not made again."
+    return [Table(head=head, rows=rows), Paragraph(text=note, quiet=True)]
 
 
-def _change_cells(change: RoleChange | None) -> tuple[str, str]:
-    return (percent(change.percent), interval(change.interval_percent, signed=True)) if change else ("–", "–")
-
-
-def print_sweep(sweep_dir: Path, *, console: Console | None = None) -> None:
-    """The same table in the terminal."""
-    console = console or open_console()
-    points = read_points(sweep_dir)
-    keys, best = swept_keys(points), best_point(points)
-    table = RichTable(box=None, pad_edge=False, padding=(0, 1), header_style="dim", title="Sweep", title_justify="left", title_style="bold")
-    table.add_column("#", justify="right")
-    for key in keys:
-        table.add_column(key.rpartition(".")[2], overflow="fold", no_wrap=len(keys) <= 2)
-    for name in ("learnt", "forgotten", "objective", "trained"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold", max_width=24)
-    for point in points:
-        is_best = point is best
-        status = point.error.partition("\n")[0] or "failed" if point.status == "failed" else "best" if is_best else point.status
-        style = "bold green" if is_best else "red" if point.status == "failed" else ""
-        changes = (_change_cells(change)[0] for change in (point.learnt, point.forgotten))
-        table.add_row(
-            str(point.number), *(Text(point.overrides.get(key, "–")) for key in keys), *changes,
-            fixed(point.objective, 4), short(point.trained_parameters), Text(status), style=style,
-        )  # fmt: skip
-    console.print(table)
+def _command_blocks(sweep: Sweep) -> list[Block]:
+    commands = next_commands(sweep)
+    return [Code(text="\n\n".join(f"# {purpose}\n{command}" for command, purpose in commands))] if commands else []

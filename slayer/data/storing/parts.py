@@ -6,7 +6,6 @@ very end index.json with all facts: the folder is whole if and only if that file
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import multiprocessing
@@ -29,9 +28,7 @@ from threading import Thread
 from types import ModuleType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from slayer.data.cache import STALE_SECONDS, fsync, write_file
+from slayer.data.cache import STALE_SECONDS, fsync, one_at_a_time, write_file
 from slayer.errors import DataError
 
 Progress = Callable[[str, int, int], None]
@@ -54,9 +51,6 @@ QUEUED = 4
 
 INDEX = "index.json"
 LOCK = ".lock"
-
-NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-"""What file systems without locks answer."""
 
 SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that stop a run: its own to answer, not its workers', to which a terminal or a scheduler sends them too."""
@@ -214,7 +208,7 @@ def build_parts(
         meter.finished(_present(folder, len(sizes_bytes)))
         meter.report()
 
-    with _only_builder(folder, waiting) as alone:
+    with one_at_a_time(folder / LOCK, waiting) as alone:
         if is_whole(folder):
             meter.finished(everything)
             return
@@ -306,27 +300,6 @@ def _done_before(folder: Path, n_parts: int) -> dict[int, Facts]:
         except (OSError, ValueError, KeyError, TypeError):  # what a power cut leaves; it is made again
             continue
     return done
-
-
-@contextmanager
-def _only_builder(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the folder's lock, calling `waiting` now and then until it is free. False where the file system knows no locks: two
-    builders then do the same work, and every file comes from one of them."""
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock would outlive its dead owner on another machine
-    supported = True
-    while supported and not lock.is_locked:
-        try:
-            lock.acquire(timeout=POLL_SECONDS)
-        except Timeout:
-            waiting()
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            supported = False
-    try:
-        yield supported
-    finally:
-        lock.release()
 
 
 def _clear_scratch(folder: Path, age_seconds: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slayer.config import DecodingConfig
-from slayer.data.cache import cache_dir, write_file
+from slayer.data.cache import cache_dir, one_at_a_time, write_file
 from slayer.data.storing.tokens import tokenizer_hash
 from slayer.errors import ModelError
 from slayer.evaluation.harness.tasks import LoadedTask
@@ -72,10 +72,14 @@ def score_folder(
             if on_progress is not None:
                 on_progress(f"{label}: {name} ({done + 1} of {total})", requests, of)
 
-        lm = lm if lm is not None else open_lm(tell)
-        lm.on_progress = tell
-        scores[name] = score_task(lm, one, scoring)
-        write_file(files[name], json.dumps(_as_json(scores[name])).encode(), durable=True)
+        with one_at_a_time(files[name].with_suffix(".lock"), waiting=partial(tell, 0, 1)):
+            found_meanwhile = _read(files[name])  # by another process that wanted the same
+            if found_meanwhile is None:
+                lm = lm if lm is not None else open_lm(tell)
+                lm.on_progress = tell
+                found_meanwhile = score_task(lm, one, scoring)
+                write_file(files[name], json.dumps(_as_json(found_meanwhile)).encode(), durable=True)
+        scores[name] = found_meanwhile
         done += 1
     return {one.facts.task: scores[one.facts.task] for one in tasks}
 
