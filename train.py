@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from slayer.config import RunConfig
 from slayer.errors import ConfigError, Problem, SlayerError
 from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
-from slayer.launching.compose import validate
+from slayer.launching.compose import under_torchrun, validate
 from slayer.launching.help import print_help
 from slayer.launching.local import Launched, as_message, launch
 from slayer.launching.naming import run_name, split_override
+from slayer.launching.slurm import run_on_slurm, wait_for_all
 from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
 from slayer.launching.versions import installation_problem
 from slayer.reporting.console import print_error
@@ -29,6 +30,7 @@ from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
 refused: list[Problem] = []
 launches: list[Launched] = []
 sweep_dirs: list[Path] = []
+waited_for: list[RunConfig] = []
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -47,7 +49,12 @@ def run(composed: Any) -> float:
         launched = refuse(as_message(error), point)
     else:
         command = shlex.join(["python", "train.py", *overrides])
-        launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
+        if config.launcher.name == "slurm" and not under_torchrun():
+            sweeper_learns = not hydra_config.sweeper["_target_"].endswith(".BasicSweeper")
+            launched = run_on_slurm(config, command, point, sweeper_learns=sweeper_learns)
+            waited_for.extend([config] if config.launcher.wait and launched.job is not None else [])
+        else:
+            launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
     launches.append(launched)
     if point is not None and launched.stopped:
         raise KeyboardInterrupt
@@ -60,7 +67,7 @@ def main() -> int:
     if problem is not None:
         print_error(problem)
         return 2
-    typed = sys.argv[1:]
+    typed = ["launcher.wait=true" if word == "--wait" else word for word in sys.argv[1:]]
     if {"--help", "-h"} & set(typed):
         print_help()
         return 0
@@ -73,6 +80,7 @@ def main() -> int:
     try:
         with stopped_at_once():
             run()
+            launches.extend(wait_for_all(waited_for))
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return max(REQUEUE_EXIT_CODE, *(launched.exit_code for launched in launches), 0)

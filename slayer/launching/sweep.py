@@ -29,11 +29,11 @@ class Point:
 
 def run_point(point: Point, config: RunConfig, command: str) -> Launched:
     """Run one point in a process of its own and put it on the page, finished or failed. The others go on either way."""
-    _record(point, run=config.run, run_dir=str(config.folder), status="running")
+    record_point(point, run=config.run, run_dir=str(config.folder), status="running")
     started = time.monotonic()
     launched = launch(config, command, own_process=True)
     status = "finished" if launched.exit_code == 0 else "failed"
-    _record(
+    record_point(
         point, run=config.run, run_dir=str(config.folder), status=status, error=launched.error, seconds=time.monotonic() - started,
         objective=launched.objective,
     )  # fmt: skip
@@ -46,12 +46,12 @@ def refuse(error: SlayerError, point: Point | None) -> Launched:
 
     print_error(error)
     if point is not None:
-        _record(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0)
+        record_point(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0)
     return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(error))
 
 
-def _record(point: Point, **findings: Any) -> None:
-    """Write a point's file and the page anew."""
+def record_point(point: Point, **findings: Any) -> None:
+    """Write a point's file and the page anew. Status: pending, running, requeued, finished or failed; `job`: the id that SLURM gave it."""
     from slayer.reporting.sweep_page import write_sweep_page
 
     path = point.sweep_dir / "points" / f"{point.number:04d}.json"
