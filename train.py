@@ -22,7 +22,7 @@ from slayer.launching.naming import run_name, split_override
 from slayer.launching.slurm import run_on_slurm, wait_for_all
 from slayer.launching.sweep import Point, objective_for_sweeper, refuse, run_point
 from slayer.launching.versions import installation_problem
-from slayer.reporting.console import print_error
+from slayer.reporting.console import print_error, print_next
 from slayer.reporting.sweep_page import print_sweep
 from slayer.secrets import guard_streams
 from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
@@ -87,6 +87,8 @@ def main() -> int:
     finally:
         for sweep_dir in sweep_dirs:
             print_sweep(sweep_dir)
+            if any(launched.job is not None for launched in launches):
+                print_next([(f"python -m slayer.launching status {shlex.quote(str(sweep_dir))}", "how its jobs stand")])
     return max((launched.exit_code for launched in launches), default=0)
 
 

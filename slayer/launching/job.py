@@ -95,13 +95,21 @@ def tell_points(record: JobRecord, **findings: Any) -> None:
         record_point(point, **values | findings)
 
 
+def settle(folder: Path, job: str, why: str) -> None:
+    """Put the end of a job that could not say it itself (cancelled while it waited, killed) on the pages of its sweeps."""
+    record = JobRecord(folder)
+    open_points = [read_json(path) for path in record.points]
+    if any(values.get("status") in ("pending", "running", "requeued") and values.get("job") == job for values in open_points):
+        tell_points(record, status="failed", job=job, error=why)
+
+
 def main(arguments: list[str]) -> int:
     """Called by the script of a job, in its folder and environment."""
     from slayer.reporting.console import print_error
 
-    job = os.environ["SLURM_JOB_ID"]
+    job = os.environ.get("SLURM_JOB_ID", "")
     try:
-        match arguments:
+        match arguments if job else []:
             case ["begin", folder]:
                 begin(Path(folder), job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
                 return 0
@@ -110,7 +118,7 @@ def main(arguments: list[str]) -> int:
     except SlayerError as error:
         print_error(error)
         return REFUSED_EXIT_CODE
-    print("python -m slayer.launching.job begin RUN | end RUN CODE ENDING", file=sys.stderr)
+    print("in a job of SLURM: python -m slayer.launching.job begin RUN | end RUN CODE ENDING", file=sys.stderr)
     return REFUSED_EXIT_CODE
 
 

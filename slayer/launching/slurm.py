@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from slayer.config import RunConfig, save_config
 from slayer.errors import ConfigError, EngineError, Problem, SlayerError
+from slayer.launching.job import settle
 from slayer.launching.job_record import JobRecord
 from slayer.launching.local import INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, Launched, as_message, next_commands, run_here
 from slayer.launching.sbatch import write_script
@@ -155,6 +156,7 @@ def wait_for_end(config: RunConfig, job: str) -> Launched:
         return Launched(exit_code=INTERRUPTED_EXIT_CODE, objective=None, error="no longer waited for", stopped=True)
     launched = _ended(config, record, job, queued)
     if launched.error is not None:
+        settle(config.folder, job, launched.error)
         print_error(EngineError(f"job {job} of {config.run}: {launched.error}"))
     return launched
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import psutil
 
 from slayer.errors import ConfigError, Problem
+from slayer.launching.job import settle
 from slayer.launching.job_record import JobRecord
 from slayer.launching.restarts import FAILURE_NAME, newest_step
 from slayer.launching.scheduler import Queued, find_jobs
@@ -191,8 +192,11 @@ def _restarts(folder: Path, job: str | None) -> int:
 
 
 def status(names: Sequence[str], *, as_json: bool) -> None:
-    """Print how these runs stand."""
+    """Print how these runs stand, and bring the pages of their sweeps up to date with jobs that have ended without a word."""
     found = standings(find_runs(names))
+    for one in found:
+        if one.state in ("failed", "stopped") and one.where.startswith("job "):
+            settle(Path(one.folder), one.where.removeprefix("job "), one.why)
     if as_json:
         print(json.dumps([as_values(one) for one in found], indent=1))
         return

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ from slayer.launching.scheduler import Queued
 from slayer.launching.status import LIVELY_SECONDS, Standing, _of_job, _standing, find_runs, standings
 from slayer.reporting.events import Events
 
+Make = Callable[..., Path]
+
 
 @pytest.fixture
-def make(small: list[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+def make(small: list[str], tmp_path: Path) -> Make:
     """make("name", steps=[1, 2]): a run folder with such a log, last written long ago."""
     values = compose([*small, f"runs_dir={tmp_path / 'runs'}", "run=x"])
 
@@ -52,19 +55,19 @@ def one(folder: Path) -> Standing:
     return standing
 
 
-def test_a_run_that_nobody_works_at(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_that_nobody_works_at(make: Make) -> None:
     folder = make("old", range(1, 31))
     standing = one(folder)
     assert (standing.state, standing.where, standing.step, standing.steps, standing.loss) == ("unknown", "–", 30, 100, 2.7)
     assert standing.eta_seconds is None and standing.changed_seconds == pytest.approx(7200, abs=60) and "another machine" in standing.why
 
 
-def test_a_run_that_has_just_written_is_running(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_that_has_just_written_is_running(make: Make) -> None:
     standing = one(make("fresh", range(1, 31), age_seconds=LIVELY_SECONDS / 2))
     assert standing.state == "running" and standing.eta_seconds == pytest.approx(70 * 0.5)
 
 
-def test_a_slow_run_of_this_machine_is_running(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_slow_run_of_this_machine_is_running(make: Make) -> None:
     """Nothing was written for hours, but a process holds its log."""
     folder = make("slow", range(1, 3))
     code = f"open({str(folder / 'metrics.jsonl')!r}, 'a'); f = open({str(folder / 'metrics.jsonl')!r}, 'a'); print(flush=True); input()"
@@ -75,7 +78,7 @@ def test_a_slow_run_of_this_machine_is_running(make) -> None:  # type: ignore[no
     assert one(folder).state == "unknown"
 
 
-def test_how_a_run_has_ended(make) -> None:  # type: ignore[no-untyped-def]
+def test_how_a_run_has_ended(make: Make) -> None:
     stopped = make("stopped", range(1, 3))
     Events(stopped / "events.jsonl").record("stopped", 2)
     failed = make("failed", range(1, 3))
@@ -105,7 +108,7 @@ def test_states_of_slurm_in_our_words(queued: tuple[str, str, int], state: str, 
     assert _of_job(job, JobRecord(tmp_path))[0] == state
 
 
-def test_a_job_that_slurm_has_forgotten(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_job_that_slurm_has_forgotten(make: Make) -> None:
     """Then the folder is all there is, and it may not know."""
     folder = make("job", range(1, 3))
     record = JobRecord(folder)
@@ -122,7 +125,7 @@ def test_a_job_that_slurm_has_forgotten(make) -> None:  # type: ignore[no-untype
     assert told({}).state == "requeued"
 
 
-def test_what_may_be_named(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_what_may_be_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [make("a"), make("b")]
     sweep = tmp_path / "runs" / "sweeps" / "s"
     (sweep / "points").mkdir(parents=True)
@@ -136,7 +139,7 @@ def test_what_may_be_named(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             find_runs([str(wrong)])
 
 
-def test_the_command(make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+def test_the_command(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("a_run_with_a_long_name", range(1, 31))
     assert main(["status", str(tmp_path / "runs")]) == 0
     table = capsys.readouterr().out
