@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def run(composed: Any) -> float:
     return objective_for_sweeper(launched)
 
 
+def sweep_folder(arguments: Sequence[str]) -> list[str]:
+    """The word that names the folder of a sweep. Written out here, so that jobs which Hydra's launchers start elsewhere know it, too."""
+    words = [word for word in arguments if is_override(word)]
+    is_named = "hydra.sweep.dir" in [split_override(word)[0] for word in words]
+    return [f"hydra.sweep.dir=${{runs_dir}}/sweeps/{run_name(words, list(groups()))}"] if is_sweep(arguments) and not is_named else []
+
+
 def main() -> int:
     """Exit code: 0 all finished, 2 something to mend, 75 stopped on request and saved, hung, or killed: start it again and it goes on."""
     problem = installation_problem()
@@ -75,8 +83,7 @@ def main() -> int:
     if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
         print_error(ConfigError(refused))
         return 2
-    OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in arguments if is_override(word)], list(groups())))
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [*arguments, *sweep_folder(arguments)]
     try:
         with stopped_at_once():
             run()
