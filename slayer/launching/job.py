@@ -65,8 +65,8 @@ def end(folder: Path, job: str, code: int, *, by_slurm: bool) -> int:
         code, why = REFUSED_EXIT_CODE, f"queued again {restarts} times without a step behind step {step}; {record.log(job)} has what it said"
         why += "\n     type launcher.restarts=N for more tries"
     else:
+        why = told or ("stopped and saved" if code == REQUEUE_EXIT_CODE else f"lost a rank (exit code {code})")
         code, state = REQUEUE_EXIT_CODE, "requeued" if requeue else "stopped"
-        why = told or f"stopped at step {step}, or lost a rank"
     record.write("ended", job=job, state=state, code=code, step=step, why=why)
     if state == "requeued":
         Events(folder / "events.jsonl").record("restarted", step, code=code, job=job)

@@ -74,8 +74,8 @@ def _runs_in(folder: Path) -> list[Path]:
         return [folder]
     points = [read_json(path) for path in sorted((folder / "points").glob("*.json"))]
     if points:
-        named = [Path(str(point.get("run_dir") or folder.parent.parent / str(point.get("run")))) for point in points]
-        return [run if run.exists() else folder.parent / run.name for run in named]
+        named = [Path(str(point.get("run_dir") or folder.parents[1] / str(point.get("run")))) for point in points]
+        return [next((place for place in (run, folder.parents[1] / run.name) if place.exists()), run) for run in named]
     return sorted(inner for inner in folder.glob("*") if (inner / "config.yaml").is_file())
 
 

@@ -33,7 +33,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=cred_expire=2,socket={folder}/munge.socket
+AuthInfo=cred_expire=5,socket={folder}/munge.socket
 MailProg=/bin/true
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
@@ -66,7 +66,7 @@ PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptM
 PartitionName=grace Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
-"""Why each line: two slurmd on one machine need ports and folders by node; cred_expire is also how long a requeued job waits; the scheduler's
+"""Why each line: two slurmd on one machine need ports and folders by node; cred_expire is also how long a requeued job waits (less than 5 is taken for 120); the scheduler's
 defaults would let it wait a minute more."""
 
 

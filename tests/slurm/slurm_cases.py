@@ -168,7 +168,7 @@ def asked_to_stop(work: Workspace) -> str:
     assert [event["step"] for event in went_on] == [step] and work.cluster.facts(job)["Restarts"] == "1", (went_on, step)
     assert work.seen[-3:] == ["running", "requeued", "running"], work.seen
     work.cancel("asked", job)
-    time.sleep(4)  # longer than a requeued job waits here
+    time.sleep(8)  # longer than a requeued job waits here
     assert work.cluster.facts(job)["JobState"] == "CANCELLED" and len(resumed(work.run("asked"))) == 1
     return f"queued again {took:.1f} s after the signal, went on from step {step}; cancelled and stayed so"
 

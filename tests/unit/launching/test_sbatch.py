@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slayer.config import LauncherConfig, RunConfig, load_config, save_config
@@ -29,8 +30,9 @@ def config(small: list[str], tmp_path: Path) -> RunConfig:
     return compose([*small, f"runs_dir={tmp_path}", "run=x", "launcher=slurm"])
 
 
-def with_launcher(config: RunConfig, **changes: object) -> RunConfig:
-    return config.model_copy(update={"launcher": config.launcher.model_copy(update=changes)})
+@cache
+def plain_config() -> RunConfig:
+    return compose(["model=tiny", "data.cleaning.decontaminate=[]", "run=x", "runs_dir=/runs", "launcher=slurm"])
 
 
 def asked(text: str) -> dict[str, str]:
@@ -83,19 +85,16 @@ def test_what_is_not_asked_for_is_left_to_the_cluster(config: RunConfig) -> None
     assert 'then scontrol requeue "$SLURM_JOB_ID"' in text and asked(text)["--export"] == "ALL"
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1).filter(lambda text: text.isprintable() and text.strip()))
 def test_no_value_breaks_out_of_its_line(value: str) -> None:
     launcher = LauncherConfig(name="slurm", partition=value, account=value, constraint=value, gres=value, options=[f"--comment={value}"])
     assert launcher_problems(launcher) == []
-    base = compose(["model=tiny", "data.cleaning.decontaminate=[]", "run=x", "runs_dir=/runs", "launcher=slurm"]) if not BASE else BASE[0]
-    BASE[:] = [base]
+    base = plain_config()
     text = script(base.model_copy(update={"launcher": launcher}), f"python train.py {value}", Path("/") / value.replace("\0", ""))
     options = asked(text)
     assert [options[name] for name in ("--partition", "--account", "--constraint", "--gres", "--comment")] == [value] * 5
     assert len(text.splitlines()) == len(script(base, "python train.py", Path("/home")).splitlines()) + 5 and is_shell(text)
-
-
-BASE: list[RunConfig] = []
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\0", "\x1b", "\u2028"])

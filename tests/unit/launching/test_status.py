@@ -20,7 +20,6 @@ from slayer.launching.job_record import JobRecord
 from slayer.launching.restarts import FAILURE_NAME
 from slayer.launching.scheduler import Queued
 from slayer.launching.status import LIVELY_SECONDS, Standing, _of_job, _standing, find_runs, standings
-from slayer.reporting.events import Events
 
 Make = Callable[..., Path]
 
@@ -80,7 +79,7 @@ def test_a_slow_run_of_this_machine_is_running(make: Make) -> None:
 
 def test_how_a_run_has_ended(make: Make) -> None:
     stopped = make("stopped", range(1, 3))
-    Events(stopped / "events.jsonl").record("stopped", 2)
+    (stopped / "events.jsonl").write_text(json.dumps({"event": "stopped", "step": 2}) + "\n", encoding="utf-8")
     failed = make("failed", range(1, 3))
     (failed / FAILURE_NAME).write_text("no space left", encoding="utf-8")
     done = make("done", range(1, 101))
