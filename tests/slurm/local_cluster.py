@@ -66,8 +66,8 @@ PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptM
 PartitionName=grace Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
-"""Why each line: two slurmd on one machine need ports and folders by node; cred_expire is also how long a requeued job waits (less than 5 is taken for 120); the scheduler's
-defaults would let it wait a minute more."""
+"""Why each line: two slurmd on one machine need ports and folders by node; cred_expire is also how long a requeued job waits, and less than 5 is
+taken for 120; the scheduler's defaults would let it wait a minute more."""
 
 
 def why_not() -> str | None:

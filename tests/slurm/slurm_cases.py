@@ -198,7 +198,7 @@ def script_of(work: Workspace, run: str, program: str, *words: str) -> tuple[str
     program_file = work.folder / f"{run}.py"
     program_file.write_text(program, encoding="utf-8")
     place = line.index("-m slayer.launching.worker")
-    script.write_text(text.replace(line, f"{line[:place]}{program_file}"), encoding="utf-8")
+    script.write_text(text.replace(line, f"{line[:place]}{program_file} {work.run(run)}"), encoding="utf-8")
     return work.cluster.run("sbatch", "--parsable", str(script)), script
 
 
@@ -345,7 +345,7 @@ def requeue_exit(work: Workspace) -> str:
         assert work.cluster.facts(job)["Restarts"] == "1"
         work.cluster.run("scancel", job)
         wait_until(lambda: work.cluster.facts(job)["JobState"] == "CANCELLED", 60, "cancelled")
-        time.sleep(4)
+        time.sleep(8)
         assert work.cluster.facts(job)["JobState"] == "CANCELLED"
     return "one restart; cancelled and stayed so"
 
