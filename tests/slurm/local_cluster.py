@@ -79,7 +79,8 @@ def why_not() -> str | None:
 
 
 def _path() -> str:
-    return f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    """Where programs are: python is ours, daemons are where only root looks."""
+    return f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class Cluster:

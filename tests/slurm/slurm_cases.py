@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from local_cluster import Cluster, wait_until
+from local_cluster import ROOT, Cluster, wait_until
 from small_text import run_overrides, write_text
 
 from slayer.launching.job_record import JobRecord
@@ -359,6 +360,31 @@ def odd_folder(work: Workspace) -> str:
     return str(odd.name)
 
 
+def by_hand(work: Workspace) -> str:
+    """launch/*.sbatch, edited where they say so and submitted from the folder of train.py; a signal has them queued again, too."""
+    seen = []
+    for name, edits in (("one_node", {}), ("many_nodes", {"--nodes=4": "--nodes=2", "--ntasks-per-node=8": "--ntasks-per-node=1"})):
+        words = [word for word in work.words if not word.startswith(("launcher", "runs_dir="))] + ["engine.micro_batch_rows=2", ENDLESS]
+        text = (ROOT / "launch" / f"{name}.sbatch").read_text(encoding="utf-8")
+        for old, new in {
+            "RUN=runs/by_hand ": f"RUN={work.run(name)} ",
+            "(expansion=shallow_half prune=2)": f"({shlex.join(words)})",
+            **edits,
+        }.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        script = work.folder / f"{name}.sbatch"
+        script.write_text(text, encoding="utf-8")
+        job = work.cluster.run("sbatch", "--parsable", f"--output={work.folder}/{name}.log", str(script), "train.save_every=50")
+        work.until_step(name, 2)
+        work.cluster.run("scancel", "-s", "USR1", job)
+        work.until(name, "requeued")
+        work.until_gone_on(name, newest_step(work.run(name)))
+        work.cancel(name, job)
+        seen.append(f"{name}: went on from step {resumed(work.run(name))[0]['step']}")
+    return "; ".join(seen)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Something that happens to a job. `quick`: also in `make test`."""
@@ -379,7 +405,7 @@ class Case:
 
 CASES = (
     Case(run=two_nodes, quick=True), Case(run=sweep, quick=True), Case(run=asked_to_stop, quick=True), Case(run=refused, quick=True),
-    Case(run=no_progress, quick=True), Case(run=one_refuses, quick=True), Case(run=rank_killed), Case(run=time_limit), Case(run=preempted_at_once),
+    Case(run=no_progress), Case(run=one_refuses), Case(run=rank_killed), Case(run=time_limit), Case(run=preempted_at_once),
     Case(run=preempted_with_grace), Case(run=preempted_by_user_signal), Case(run=node_down), Case(run=node_lost), Case(run=lonely_rank),
-    Case(run=requeue_exit), Case(run=odd_folder),
+    Case(run=requeue_exit), Case(run=odd_folder), Case(run=by_hand),
 )  # fmt: skip
