@@ -187,11 +187,11 @@ def local_cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
+def wait_until(condition: Callable[[], bool], seconds: float, what: str | Callable[[], str]) -> float:
     """Return when `condition` holds, with the seconds it took; AssertionError when the time is over."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < seconds, f"{what}: not in {seconds:g} s"
+        assert time.monotonic() - began < seconds, f"{what if isinstance(what, str) else what()}: not in {seconds:g} s"
         time.sleep(0.1)
     return time.monotonic() - began
 

@@ -61,16 +61,17 @@ class Workspace:
 
     def until(self, run: str, state: str, seconds: float = ENDS_SECONDS) -> float:
         """Wait until status shows `state`; seconds."""
-        return wait_until(lambda: self.standing(run).state == state, seconds, f"{run} {state} (it was {self.seen}); {self.said(run)}")
+        return wait_until(lambda: self.standing(run).state == state, seconds, lambda: f"{run} {state} (it was {self.seen}); {self.said(run)}")
 
     def until_step(self, run: str, step: int, seconds: float = STARTS_SECONDS) -> float:
         """Wait until a run is at work and has made this step; seconds."""
         here = lambda: self.standing(run).state == "running" and newest_step(self.run(run)) >= step  # noqa: E731
-        return wait_until(here, seconds, f"step {step} of {run} ({self.seen}); {self.said(run)}")
+        return wait_until(here, seconds, lambda: f"step {step} of {run} ({self.seen}); {self.said(run)}")
 
     def until_gone_on(self, run: str, step: int) -> float:
         """Wait until a run has gone on from its checkpoint and past `step` in a further start; seconds."""
-        return wait_until(lambda: resumed(self.run(run)) and self.standing(run).step > step, ENDS_SECONDS, f"{run} past {step}; {self.said(run)}")
+        gone_on = lambda: bool(resumed(self.run(run))) and self.standing(run).step > step  # noqa: E731
+        return wait_until(gone_on, ENDS_SECONDS, lambda: f"{run} past step {step} ({self.seen}); {self.said(run)}")
 
     def said(self, run: str) -> str:
         """The output of a run's jobs."""
@@ -239,11 +240,11 @@ def rank_killed(work: Workspace) -> str:
 
 
 def time_limit(work: Workspace) -> str:
-    """--time=1 and a signal 10 s before: saved, queued again before SLURM ends it."""
-    job = work.submit("limit", ENDLESS, "launcher.time=1", "launcher.signal_seconds=10")
+    """--time=2 and a signal 20 s before: saved, queued again before SLURM ends it."""
+    job = work.submit("limit", ENDLESS, "launcher.time=2", "launcher.signal_seconds=20")
     work.until_step("limit", 1)
     began = time.monotonic()
-    work.until("limit", "requeued", 120)
+    work.until("limit", "requeued", 150)
     step, took = newest_step(work.run("limit")), time.monotonic() - began
     work.until_gone_on("limit", step)
     assert [event["step"] for event in resumed(work.run("limit"))] == [step] and work.cluster.facts(job)["JobState"] == "RUNNING"
