@@ -48,7 +48,7 @@ def _begin(record: JobRecord, folder: Path, job: str, start: int) -> None:
     tell_points(record, status="running", job=job, error=None)
 
 
-def end(folder: Path, job: str, code: int, *, by_slurm: bool) -> int:
+def end(folder: Path, job: str, code: int, *, by_slurm: bool, start: int = 0) -> int:
     """Note how the ranks of a job have ended, and say with which exit code its script ends: 0 finished, 75 once more, 2 not again."""
     record, step = JobRecord(folder), newest_step(folder)
     restarts, requeue = _rules(folder)
@@ -57,6 +57,8 @@ def end(folder: Path, job: str, code: int, *, by_slurm: bool) -> int:
     if code == 0:
         state, why = "finished", None
     elif by_slurm:
+        queued = (find_jobs([job]) or {}).get(job)
+        state = "requeued" if queued is not None and queued.restarts > start else "failed"  # SLURM counts the next start by now
         code, why = CANCELLED_EXIT_CODE, "ended by SLURM: cancelled, out of time, or making room for another job"
     elif record.code_file.exists():
         code = REFUSED_EXIT_CODE
@@ -68,7 +70,7 @@ def end(folder: Path, job: str, code: int, *, by_slurm: bool) -> int:
         why = told or ("stopped and saved" if code == REQUEUE_EXIT_CODE else f"lost a rank (exit code {code})")
         code, state = REQUEUE_EXIT_CODE, "requeued" if requeue else "stopped"
     record.write("ended", job=job, state=state, code=code, step=step, why=why)
-    if state == "requeued":
+    if code == REQUEUE_EXIT_CODE and state == "requeued":
         Events(folder / "events.jsonl").record("restarted", step, code=code, job=job)
     print(f"slayer: {state} at step {step}{f': {why}' if why else ''}", flush=True)
     started = next((float(line["time"]) for line in record.lines if line.get("event") == "started" and str(line.get("job")) == job), time.time())
@@ -107,14 +109,14 @@ def main(arguments: list[str]) -> int:
     """Called by the script of a job, in its folder and environment."""
     from slayer.reporting.console import print_error
 
-    job = os.environ.get("SLURM_JOB_ID", "")
+    job, start = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     try:
         match arguments if job else []:
             case ["begin", folder]:
-                begin(Path(folder), job, int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+                begin(Path(folder), job, start)
                 return 0
             case ["end", folder, code, ending]:
-                return end(Path(folder), job, int(code), by_slurm=ending == "yes")
+                return end(Path(folder), job, int(code), by_slurm=ending == "yes", start=start)
     except SlayerError as error:
         print_error(error)
         return REFUSED_EXIT_CODE

@@ -56,8 +56,10 @@ class JobRecord:
         return self.folder / LOG_PATTERN.replace("%j", job)
 
     def tries_since(self, step: int, job: str) -> int:
-        """How often a job was queued again since it first came as far as `step`; 0 where it has never been that far."""
-        ended = [line for line in self.lines if line.get("event") == "ended" and line.get("state") == "requeued" and str(line.get("job")) == job]
+        """How often a job asked to be queued again since it first came as far as `step`; 0 where it has never been that far."""
+        ended = [
+            line for line in self.lines if line.get("event") == "ended" and line.get("code") == REQUEUE_EXIT_CODE and str(line.get("job")) == job
+        ]
         requeued = [int(line.get("step") or 0) for line in ended]
         furthest = max(requeued, default=0)
         return len(requeued) - requeued.index(furthest) if requeued and step <= furthest else 0
