@@ -137,7 +137,7 @@ def script(config: RunConfig, command: str, working_directory: Path) -> str:
     launcher, folder = config.launcher, config.folder.absolute()
     record = JobRecord(folder)
     own = shlex.quote(sys.executable)
-    ranks = ["srun", "--kill-on-bad-exit=0", f"--wait={round(config.watchdog.seconds) + REPORT_SECONDS}"]
+    ranks = ["srun", "--export=ALL", "--kill-on-bad-exit=0", f"--wait={round(config.watchdog.seconds) + REPORT_SECONDS}"]
     ranks += [f"--cpus-per-task={launcher.cpus_per_task}"] if launcher.cpus_per_task else []
     inside = [launcher.container, "python"] if launcher.container else [own]
     started = " ".join([*ranks, *inside, "-m slayer.launching.task", inside[-1], "-m slayer.launching.worker"])
@@ -160,7 +160,7 @@ def script(config: RunConfig, command: str, working_directory: Path) -> str:
         f"{own} -m slayer.launching.job begin {run} || exit 2",
         "",
         "# One task a rank: it takes its place among the others from SLURM and becomes the rank, so that each hears each signal once.",
-        "# Ranks end by themselves when one is lost; SLURM must not end them while they save.",
+        "# Ranks end by themselves when one is lost; SLURM must not end them while they save. They get all that this script has set.",
         f"{started} {run} {shlex.quote(command)}",
         "code=$?",
         "",

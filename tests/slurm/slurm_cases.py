@@ -353,9 +353,13 @@ def requeue_exit(work: Workspace) -> str:
 
 
 def odd_folder(work: Workspace) -> str:
-    """Signs in the name of the folder that shells and SLURM read as their own."""
+    """Signs in the name of the folder that shells and SLURM read as their own; a job that gets three variables by name."""
     odd = work.folder / "it's 100% (odd) $HOME"
-    job = work.submit("odd", f"runs_dir={odd}", "train.max_steps=1")
+    named = ["SLAYER_CACHE", "PYTHONPATH", "HF_HUB_OFFLINE"]
+    check = 'test -z "$UNNAMED" || exit 9'
+    words = [f"launcher.environment=[{','.join(named)}]", f"launcher.setup=['{check}','export OF_THE_SETUP=1']"]
+    work.cluster.environment |= {"UNNAMED": "1", "HF_HUB_OFFLINE": "1"}
+    job = work.submit("odd", f"runs_dir={odd}", "train.max_steps=1", *words)
     wait_until(lambda: work.cluster.facts(job)["JobState"] == "COMPLETED", ENDS_SECONDS, f"COMPLETED ({work.cluster.facts(job)})")
     assert (odd / "odd" / "results.json").exists() and (odd / "odd" / "slurm" / f"job-{job}.log").exists()
     return str(odd.name)
