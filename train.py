@@ -15,16 +15,27 @@ from omegaconf import OmegaConf
 
 from slayer.config import RunConfig
 from slayer.errors import ConfigError, Problem, SlayerError
-from slayer.launching.commandline import CONF, groups, is_override, is_sweep, only_prints, tolerant
+from slayer.launching.commandline import CONF, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
 from slayer.launching.help import print_help
-from slayer.launching.joined import agreed, met, own_words, share_cores, speaks, sweep_problem, tell_once
+from slayer.launching.joined import agreed, is_joined, met, own_words, share_cores, speaks, sweep_problem, tell_once
 from slayer.launching.local import REFUSED_EXIT_CODE, Launched, as_message, launch
-from slayer.launching.naming import run_name
 from slayer.launching.search import search_problems
-from slayer.launching.sweep import Point, announce, as_typed, is_plain_sweep, objective_for_sweeper, refuse, run_point, typed_points
+from slayer.launching.slurm import run_on_slurm, wait_for_all
+from slayer.launching.sweep import (
+    Point,
+    announce,
+    as_typed,
+    is_plain_sweep,
+    learns_from_scores,
+    objective_for_sweeper,
+    refuse,
+    run_point,
+    sweep_folder,
+    typed_points,
+)
 from slayer.launching.versions import installation_problem
-from slayer.reporting.console import print_error
+from slayer.reporting.console import print_error, print_next
 from slayer.reporting.sweep_table import print_sweep
 from slayer.secrets import guard_streams
 from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
@@ -32,6 +43,7 @@ from slayer.training.signals import REQUEUE_EXIT_CODE, stopped_at_once
 refused: list[Problem] = []
 launches: list[Launched] = []
 sweep_dirs: list[Path] = []
+waited_for: list[RunConfig] = []
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -52,7 +64,11 @@ def run(composed: Any) -> float:
         launched = refuse(as_message(error), point)
     else:
         command = shlex.join(["python", "train.py", *overrides])
-        launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
+        if config.launcher.name == "slurm" and not is_joined():
+            launched = run_on_slurm(config, command, point, sweeper_learns=learns_from_scores(hydra_config.sweeper))
+            waited_for.extend([config] if config.launcher.wait and launched.job is not None else [])
+        else:
+            launched = launch(config, command, own_process=False) if point is None else run_point(point, config, command)
     launches.append(launched)
     if point is not None and launched.stopped:
         raise KeyboardInterrupt
@@ -65,7 +81,7 @@ def main() -> int:
     if problem is not None:
         print_error(problem)
         return 2
-    typed = own_words(sys.argv[1:])
+    typed = ["launcher.wait=true" if word == "--wait" else word for word in own_words(sys.argv[1:])]
     if not speaks() and ({"--help", "-h"} & set(typed) or only_prints(typed)):
         return 0
     if {"--help", "-h"} & set(typed):
@@ -77,11 +93,11 @@ def main() -> int:
     if refused and (is_sweep(typed) or only_prints(typed)):  # nothing of this sweep was meant as it reads
         tell_once(lambda: print_error(ConfigError(refused)))
         return 2
-    OmegaConf.register_new_resolver("sweep_name", lambda: run_name([word for word in arguments if is_override(word)], list(groups())))
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [*arguments, *sweep_folder(arguments)]
     try:
         with stopped_at_once(), met():
             run()
+            launches.extend(wait_for_all(waited_for))
     except SlayerError as error:
         print_error(error)
         return REFUSED_EXIT_CODE
@@ -94,6 +110,8 @@ def main() -> int:
     finally:
         for sweep_dir in sweep_dirs:
             print_sweep(sweep_dir)
+            if any(launched.job is not None for launched in launches):
+                print_next([(f"python -m slayer.launching status {shlex.quote(str(sweep_dir))}", "how its jobs stand")])
     return max((launched.exit_code for launched in launches), default=0)
 
 

@@ -153,13 +153,19 @@ def _initials(words: str) -> str:
 def as_override(key: str, value: object) -> str:
     """`key=value` as it is typed in a shell."""
     text = f"{key}={value_text(value)}"
-    return text if isinstance(value, list) and "{" not in text else shlex.quote(text)
+    return text if isinstance(value, list) and not set('{"') & set(text) else shlex.quote(text)
+
+
+def _item_text(item: object) -> str:
+    """An item of a list; in quotes where the grammar of overrides could not read it without."""
+    text = value_text(item)
+    return f'"{text}"' if isinstance(item, str) and not re.fullmatch(r"[\w./+:%@?|*$ \\-]*", text) else text
 
 
 def value_text(value: object) -> str:
     """A value in the grammar of overrides: null, true, [1,2], text as it is."""
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(value_text(item) for item in value) + "]"
+        return "[" + ",".join(_item_text(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{name}:{value_text(item)}" for name, item in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

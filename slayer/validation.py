@@ -217,7 +217,7 @@ def _check_batch(good: Mapping[str, Any]) -> list[Problem]:
     engine, train, launcher = good.get("engine"), good.get("train"), good.get("launcher")
     if engine is None or train is None or launcher is None:
         return []
-    batch_rows, micro, processes = train.batch_rows, engine.micro_batch_rows, launcher.processes
+    batch_rows, micro, processes = train.batch_rows, engine.micro_batch_rows, launcher.world
     rows = micro * processes
     if batch_rows % rows:
         fitting = [fewer for fewer in range(micro, 0, -1) if batch_rows % (fewer * processes) == 0]

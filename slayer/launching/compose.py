@@ -16,6 +16,7 @@ from slayer.launching.checks import named_suite, suite_problems
 from slayer.launching.commandline import CONF, groups, tolerant
 from slayer.launching.joined import join_problems
 from slayer.launching.naming import run_name
+from slayer.launching.sbatch import launcher_problems
 from slayer.models import model_here, model_problem, resolve_model
 from slayer.phases.text import has_work
 from slayer.phases.warm_start import unfinished
@@ -71,6 +72,7 @@ def validate(composed: Any, overrides: Sequence[str], problems: Sequence[Problem
     known = {problem.key for problem in (*problems, *unresolved)}
     found = [*problems, *unresolved, *(problem for problem in found if problem.key not in known)]
     found += [problem for problem in check_combinations(good) if problem.key not in known]
+    found += launcher_problems(good["launcher"]) if "launcher" in good else []
     if "model" in good and not any(problem.key.startswith("model") for problem in found):
         found += _model_problems(good)
     if "data" in good and not any(problem.key.startswith("data.") for problem in found):

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from slayer.config import RunConfig
 from slayer.errors import ConfigError, Problem, SlayerError
-from slayer.launching.commandline import CONF, groups, is_sweep, only_prints, tolerant
+from slayer.launching.commandline import CONF, is_sweep, only_prints, tolerant
 from slayer.launching.compose import validate
 from slayer.launching.help import Page, print_help
 from slayer.launching.local import INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, as_message
-from slayer.launching.naming import run_name, split_override
+from slayer.launching.naming import split_override
 from slayer.launching.versions import installation_problem
 
 PAGE = Page(
@@ -112,8 +112,6 @@ def main() -> int:
     if refused and only_prints(typed):
         print_error(ConfigError(refused))
         return REFUSED_EXIT_CODE
-    # The resolver is named in conf/config.yaml, which train.py shares; nothing here is a sweep, so it needs no real name.
-    OmegaConf.register_new_resolver("sweep_name", lambda: run_name([], list(groups())), replace=True)
     sys.argv[1:] = arguments
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(run)()

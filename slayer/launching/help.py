@@ -45,6 +45,7 @@ TRAIN = Page(
         ("model=local model.path=DIR data=local data.path=TEXT", "your model, your text"),
         ("-m expansion=shallow_half,even,deep_half prune=0,2", "a sweep: one run per combination, one page that compares them"),
         ("engine=zero3 launcher.processes=2 engine.micro_batch_rows=1", "two ranks on this machine"),
+        ("launcher=slurm launcher.nodes=2 launcher.processes=8 launcher.time=12:00:00", "a job of a cluster (docs/slurm.md)"),
         ("--cfg job expansion=even", "show the configuration and stop"),
     ),
     sections=(

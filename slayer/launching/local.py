@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from slayer.config import RunConfig, save_config
 from slayer.errors import EngineError, SlayerError, ToldError
+from slayer.launching.job_record import leave_code
 from slayer.launching.joined import is_joined
 from slayer.launching.restarts import FAILURE_NAME, death, run_restarted
 from slayer.training.ranks import is_lost_rank, require_free_port
@@ -33,12 +34,13 @@ REFUSALS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
     """How a launched run ended. `error` is the message for a person; `objective` is None unless the run is finished; `stopped`: its owner
-    asked for it."""
+    asked for it; `job`: the one of SLURM that it was given to, and that may well go on."""
 
     exit_code: int
     objective: float | None
     error: str | None = None
     stopped: bool = False
+    job: str | None = None
 
 
 def launch(config: RunConfig, command: str, *, own_process: bool) -> Launched:
@@ -50,6 +52,16 @@ def launch(config: RunConfig, command: str, *, own_process: bool) -> Launched:
 
 def run_here(config: RunConfig, command: str) -> Launched:
     """Run in this process, with messages instead of tracebacks for everything a person can mend."""
+    code = 1  # of an error that nobody expected
+    try:
+        launched = _run_here(config, command)
+        code = launched.exit_code
+        return launched
+    finally:
+        leave_code(config.folder, code)
+
+
+def _run_here(config: RunConfig, command: str) -> Launched:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch tells the stack of each lost connection as a warning
     from slayer.pipeline import run_pipeline
     from slayer.reporting.console import open_console, print_error, print_next

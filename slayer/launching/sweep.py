@@ -13,7 +13,7 @@ from typing import Any
 from slayer.config import RunConfig
 from slayer.data.cache import one_at_a_time, write_file
 from slayer.errors import SlayerError
-from slayer.launching.commandline import groups, is_override
+from slayer.launching.commandline import groups, is_override, is_sweep
 from slayer.launching.local import REFUSED_EXIT_CODE, Launched, launch
 from slayer.launching.naming import run_name, split_override
 
@@ -67,7 +67,8 @@ def refuse(error: SlayerError, point: Point | None) -> Launched:
 
 
 def record_point(point: Point, **findings: Any) -> None:
-    """Write what is new of a point into its file, and the page anew.
+    """Write what is new of a point into its file, and the page anew. Status: pending, running, requeued, finished or failed; `job`: the id that
+    SLURM gave it.
 
     What was known of the same overrides stays, but for its error, which belongs to its status. Points that end at the same moment, on
     whichever machine, do it one after the other.
@@ -114,7 +115,12 @@ def announce(first: Point, points: Sequence[Sequence[str]]) -> None:
 
 def is_plain_sweep(sweeper: Any) -> bool:
     """True where Hydra's own sweeper makes the points, from the command line alone: then they are known beforehand."""
-    return str(sweeper.get("_target_")).endswith(".BasicSweeper") and not sweeper.get("params")
+    return not learns_from_scores(sweeper) and not sweeper.get("params")
+
+
+def learns_from_scores(sweeper: Any) -> bool:
+    """True where a sweeper chooses points by what others came to."""
+    return not str(sweeper.get("_target_")).endswith(".BasicSweeper")
 
 
 def typed_points(words: Sequence[str], config_loader: Any) -> list[list[str]]:
@@ -126,6 +132,13 @@ def typed_points(words: Sequence[str], config_loader: Any) -> list[list[str]]:
     overrides = [one for one in OverridesParser.create(config_loader=config_loader).parse_overrides(typed) if not one.is_hydra_override()]
     (points,) = BasicSweeper.split_arguments(overrides, None)
     return [as_typed(point) for point in points]
+
+
+def sweep_folder(arguments: Sequence[str]) -> list[str]:
+    """The word that names the folder of a sweep. Written out here, so that jobs which Hydra's launchers start elsewhere know it, too."""
+    words = [word for word in arguments if is_override(word)]
+    is_named = "hydra.sweep.dir" in [split_override(word)[0] for word in words]
+    return [f"hydra.sweep.dir=${{runs_dir}}/sweeps/{run_name(words, list(groups()))}"] if is_sweep(arguments) and not is_named else []
 
 
 def as_typed(words: Sequence[str]) -> list[str]:

@@ -1,0 +1,23 @@
+"""Jobs on a real SLURM of two nodes: the quick cases; `python -m tests.slurm_drill` has the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from slurm_cases import CASES, Case, Workspace
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=lambda case: case.name)
+def test_what_happens_to_a_job(case: Case, workspace: Workspace) -> None:
+    assert case.run(workspace)
+
+
+def test_hydras_own_launcher(workspace: Workspace) -> None:
+    """hydra-submitit-launcher, for those who have it: an array of one element a point; the page tells how they ended."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    words = [word for word in workspace.words if not word.startswith(("launcher", "runs_dir="))]
+    runs = workspace.folder / "submitit"
+    done = workspace.cluster.python("train.py", "-m", "hydra/launcher=submitit_slurm", *words, f"runs_dir={runs}", "dry_run=true", "prune=0,9")
+    points = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("sweeps/*/points/*.json"))]
+    assert [point["status"] for point in points] == ["finished", "failed"] and done.returncode == 0, done.stdout
