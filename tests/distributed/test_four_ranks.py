@@ -93,7 +93,7 @@ def test_each_rank_reads_its_part(four: list[Found], name: str) -> None:
 
 
 def test_no_rank_holds_the_whole(models: dict[str, Path], tmp_path: Path) -> None:
-    """While it is opened and makes steps: a quarter, two layers in hand, what trains with gradients, master and moments, and a margin for Python."""
+    """While it is opened and makes steps it holds a quarter, the layers in hand, and what trains with its gradients, master and moments."""
     whole_bytes = sum(path.stat().st_size for path in models["large"].glob("*.safetensors"))
     layer_bytes = whole_bytes / 14  # of twelve layers, embeddings and head
     found = {}
@@ -101,5 +101,5 @@ def test_no_rank_holds_the_whole(models: dict[str, Path], tmp_path: Path) -> Non
         run_forked(memory_of_ranks, WORLD, tmp_path, models["large"], way, int(2 * layer_bytes / 4), seconds=400)
         found[way] = json.loads((tmp_path / f"memory-{way}-{WORLD}.json").read_text(encoding="utf-8"))
     for ours, theirs in zip(found["parts"], found["whole"], strict=True):
-        assert max(ours["opening"], ours["steps"]) < whole_bytes / WORLD + 4 * layer_bytes
+        assert max(ours["opening"], ours["steps"]) < whole_bytes / WORLD + 8 * layer_bytes < whole_bytes
         assert theirs["opening"] > whole_bytes and ours["losses"] == theirs["losses"]
