@@ -42,7 +42,10 @@ def words(small: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def swept(words: list[str], small: list[str]) -> tuple[Path, Done]:
+def swept(words: list[str], small: list[str], ranks: Ranks) -> tuple[Path, Done]:
+    """Four of the runs are there before, as a smaller sweep would have left them; the sweep finds them, makes one and is refused one."""
+    for place in POSITIONS[1:-1]:
+        run_here(*small, "expansion=explicit", f"expansion.after={place}")
     runs = Path(small[-1].removeprefix("runs_dir="))
     return runs, train(*words)
 
@@ -54,6 +57,7 @@ def sweep(swept: tuple[Path, Done]) -> Path:
 
 
 def test_the_exit_code_tells_that_points_failed(swept: tuple[Path, Done]) -> None:
+    assert swept[1].out.count("Layer plan") == 1, "what is finished is not made again"
     assert swept[1].code == 2 and "Traceback" not in swept[1].out, swept[1].out
 
 
@@ -129,7 +133,6 @@ def test_the_same_sweep_again_tries_what_failed_and_trains_nothing_twice(words: 
     assert done.code == 2 and len(written) == 5 and written == {path: path.stat().st_mtime_ns for path in swept[0].glob("*/metrics.jsonl")}
     assert points(sweep) == before, "seconds too"
     assert "[9] out of range" in done.out, "tried again"
-    assert done.seconds < swept[1].seconds / 2
 
 
 def test_a_point_that_is_killed_is_shown_as_failed(small: list[str], tmp_path: Path) -> None:
