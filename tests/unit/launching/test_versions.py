@@ -94,7 +94,7 @@ def test_it_costs_a_start_nothing_and_imports_nothing() -> None:
         installation_problem()
         return time.perf_counter() - started
 
-    assert min(seconds() for _ in range(10)) < 0.02
+    assert min(seconds() for _ in range(10)) < 0.1
 
 
 @pytest.mark.parametrize("command", [["train.py"], ["evaluate.py"], ["-m", "slayer.data"]])
