@@ -115,3 +115,24 @@ def test_a_rank_that_waits_for_the_others_to_come_hears_signals() -> None:
     time.sleep(0.5)
     program.send_signal(signal.SIGTERM)
     assert "Stopped: SIGTERM" in program.communicate(timeout=20)[1]
+
+
+def test_a_port_that_is_taken_in_a_job_is_a_loss() -> None:
+    """The next start of the job takes another port; anywhere else a person must choose."""
+    program = """
+from slayer.errors import EngineError
+from slayer.training.ranks import is_lost_rank, open_ranks
+try:
+    with open_ranks():
+        pass
+except EngineError as error:
+    print(is_lost_rank(error), error)
+"""
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        own = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for job, told in (({}, "False the 2 ranks could not meet"), ({"SLURM_JOB_ID": "7"}, "True port ")):
+            environment = {**{name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}, **own, **job}
+            done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False)
+            assert done.stdout.startswith(told), done.stdout + done.stderr
