@@ -25,6 +25,8 @@ from slayer.reporting.events import Events
 from slayer.reporting.run_folder import read_json
 from slayer.training.signals import REQUEUE_EXIT_CODE
 
+RESTARTS_BY_HAND = 3
+"""As in conf/launcher/slurm.yaml."""
 CANCELLED_EXIT_CODE = 143
 """SLURM itself has ended the job."""
 
@@ -81,12 +83,12 @@ def end(folder: Path, job: str, code: int, *, by_slurm: bool, start: int = 0) ->
 
 
 def _rules(folder: Path) -> tuple[int, bool]:
-    """launcher.restarts and launcher.requeue of a run; those of conf/launcher/slurm.yaml where it was refused before it was frozen."""
+    """launcher.restarts and launcher.requeue of a run. One whose script was written by hand knows neither, or was refused before it was frozen."""
     try:
         launcher = load_config(folder / "config.yaml").launcher
     except SlayerError:
-        return 3, True
-    return launcher.restarts, launcher.requeue
+        return RESTARTS_BY_HAND, True
+    return (launcher.restarts, launcher.requeue) if launcher.name == "slurm" else (RESTARTS_BY_HAND, True)
 
 
 def tell_points(record: JobRecord, **findings: Any) -> None:

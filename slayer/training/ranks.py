@@ -229,6 +229,8 @@ def open_ranks() -> Iterator[Ranks]:
     try:
         ranks = _meet(world, device)
     except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) and "SLURM_JOB_ID" in os.environ:
+            raise LostRankError(f"port {os.environ.get('MASTER_PORT')} is taken, and the next start of the job takes another") from error
         raise EngineError(
             f"the {world} ranks could not meet ({error}); check MASTER_ADDR and MASTER_PORT, or type launcher.processes={world}"
         ) from error

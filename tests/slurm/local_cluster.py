@@ -57,6 +57,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
+FirstJobId={first_job}
 {requeue_exit}
 KillWait=10
 MinJobAge=3600
@@ -121,7 +122,8 @@ class Cluster:
             for node, port in zip(NODES, self._ports[1:], strict=True)
         ]
         text = CONFIGURATION.format(
-            port=self._ports[0], folder=self.folder, nodes="\n".join(nodes), requeue_exit="RequeueExit=75" if requeue_exit else "",
+            port=self._ports[0], first_job=1 + self._ports[0] % 1000, folder=self.folder, nodes="\n".join(nodes),
+            requeue_exit="RequeueExit=75" if requeue_exit else "",
             parameters=f"SlurmctldParameters={parameters}" if parameters else "",
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")

@@ -148,3 +148,10 @@ def test_a_finished_run_is_not_submitted_again(config: RunConfig, monkeypatch: p
     launched = submit(config, "python train.py")
     assert (launched.exit_code, launched.objective, launched.job) == (0, 1.5, None)
     assert "x is finished; nothing is submitted" in capsys.readouterr().out
+
+
+def test_a_script_by_hand_has_three_tries(small: list[str], tmp_path: Path) -> None:
+    """train.py in such a script says nothing of SLURM: launcher=local, whose launcher.restarts is about processes of its own."""
+    config = compose([*small, f"runs_dir={tmp_path}", "run=z"])
+    save_config(config, config.folder / "config.yaml")
+    assert [end(config.folder, "7", 75, by_slurm=False) for _ in range(4)] == [75, 75, 75, 2]

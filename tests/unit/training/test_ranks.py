@@ -129,3 +129,24 @@ def test_alone_everything_is_agreed_on(ranks: Ranks) -> None:
 def test_gloo_is_told_of_an_interface_only_where_another_host_is_meant() -> None:
     """The others are in tests/reliability/test_two_hosts.py."""
     assert [interface_towards(address) for address in ("127.0.0.1", "localhost", "::1", "")] == [None] * 4
+
+
+def test_a_port_that_is_taken_in_a_job_is_a_loss() -> None:
+    """The next start of the job takes another port; anywhere else a person must choose."""
+    program = """
+from slayer.errors import EngineError
+from slayer.training.ranks import is_lost_rank, open_ranks
+try:
+    with open_ranks():
+        pass
+except EngineError as error:
+    print(is_lost_rank(error), error)
+"""
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        own = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for job, told in (({}, "False the 2 ranks could not meet"), ({"SLURM_JOB_ID": "7"}, "True port ")):
+            environment = {**{name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}, **own, **job}
+            done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False)
+            assert done.stdout.startswith(told), done.stdout + done.stderr
