@@ -59,7 +59,7 @@ def _arm(phase: str, number: int, *, waits: bool) -> None:
         if waits:
             if calls == 1:
                 threading.Timer(WAITED_SECONDS, os.kill, (os.getpid(), number)).start()
-        elif calls == (AT_STEP + 1 if phase in ("forward", "update") else 1):
+        elif calls == 1 + (AT_STEP * arguments[0].accumulation if phase == "forward" else AT_STEP if phase == "update" else 0):
             os.kill(os.getpid(), number)
         return original(*arguments, **named)
 

@@ -188,6 +188,7 @@ def serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
             answer = os.fork()
             if answer == 0:
                 return dict(request)
+            codes.pop(answer, None)  # numbers of processes come again
         replies.write(json.dumps(answer) + "\n")
         replies.flush()
     return None
