@@ -172,7 +172,7 @@ class Cluster:
                 daemon = psutil.Process(int(path.read_text()))
                 daemon.send_signal(signal.SIGTERM)
                 daemon.wait(10)
-            except (psutil.Error, ValueError):
+            except (psutil.Error, OSError, ValueError):
                 continue
 
 
@@ -181,10 +181,12 @@ def local_cluster() -> Iterator[Cluster]:
     """A cluster while the body runs. Its folder is not pytest's: paths of sockets are short."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # whoever is told to end takes it down first
     try:
         cluster.start()
         yield cluster
     finally:
+        signal.signal(signal.SIGTERM, before)
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
