@@ -16,6 +16,7 @@ from run_folders import ROOT
 from small_text import run_overrides
 from test_evaluate import composed
 
+from slayer.launching.__main__ import main as status
 from slayer.launching.commandline import groups
 from slayer.launching.compose import compose
 from slayer.models import resolve_model
@@ -34,7 +35,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def test_the_lines_that_this_test_knows_of() -> None:
     """A new kind of command in the README needs a check of its own here."""
     assert [command for command in COMMANDS if command.startswith("make ")] == ["make demo", "make test"]
-    known = ("python train.py ", "python -m slayer.data ", "python -m slayer.training.checkpoint ", "python evaluate.py ", "make ")
+    known = (
+        "python train.py ",
+        "python -m slayer.data ",
+        "python -m slayer.training.checkpoint ",
+        "python -m slayer.launching ",
+        "python evaluate.py ",
+        "make ",
+    )
     assert len(COMMANDS) >= 6 and all(command.startswith(known) for command in COMMANDS)
 
 
@@ -82,7 +90,7 @@ def _harness_tasks() -> Path:
 def test_train_lines_are_sound(command: str, names: dict[str, str], workspace: Path) -> None:
     """Each value of a sweep by itself; `python -m slayer.data` takes the words of train.py. What needs the fetched model or text gets the
     small ones, unless the line names its own."""
-    words = words_of(command, names)
+    words = [re.sub(r"=interval\(([^,]+),.*\)$", r"=\1", word) for word in words_of(command, names) if not word.startswith("hydra")]
     typed = {word.partition("=")[0] for word in words}
     small = [word for word in run_overrides(workspace / "text", workspace / "runs") if word.partition("=")[0] not in typed]
     several = [word for word in words if "," in word and "[" not in word]
@@ -91,6 +99,13 @@ def test_train_lines_are_sound(command: str, names: dict[str, str], workspace: P
         key, _, values = word.partition("=")
         for value in values.split(","):
             compose([*small, *single, *([f"{key}={value}"] if key else [])])
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "slayer.launching status" in command])
+def test_status_lines_are_understood(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing has run yet that is said, and nothing else is wrong with the line."""
+    assert status(command.replace("runs", str(tmp_path)).split()[3:]) == REFUSED_EXIT_CODE
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python evaluate.py")])
@@ -115,7 +130,7 @@ def test_the_table_of_choices_is_complete() -> None:
     rows = {
         group: {choice.split(" ")[0] for choice in choices.split(", ")} for group, choices in re.findall(r"^\| `(\w+)=` \| ([^|]+) \|$", PROSE, re.M)
     }
-    assert set(rows) == {"expansion", "freeze", "engine", "suite", "decoding", "analysis", "tracker", "experiment"}
+    assert set(rows) == {"expansion", "freeze", "engine", "suite", "decoding", "analysis", "launcher", "tracker", "experiment"}
     for group, choices in rows.items():
         assert choices == set(groups()[group]), group
 
