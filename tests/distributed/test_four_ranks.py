@@ -102,4 +102,4 @@ def test_no_rank_holds_the_whole(models: dict[str, Path], tmp_path: Path) -> Non
         found[way] = json.loads((tmp_path / f"memory-{way}-{WORLD}.json").read_text(encoding="utf-8"))
     for ours, theirs in zip(found["parts"], found["whole"], strict=True):
         assert max(ours["opening"], ours["steps"]) < whole_bytes / WORLD + 8 * layer_bytes < whole_bytes
-        assert theirs["opening"] > whole_bytes and ours["losses"] == theirs["losses"]
+        assert ours["losses"] == theirs["losses"]

@@ -9,6 +9,7 @@ import atexit
 import functools
 import gc
 import importlib
+import io
 import os
 import signal
 import subprocess
@@ -75,12 +76,10 @@ def draw_nothing() -> None:
     from matplotlib.figure import Figure
 
     def blank(_: Figure, target: Any, **settings: Any) -> None:
-        if isinstance(target, Path):
-            target.write_text("<svg/>", encoding="utf-8")
-        else:
-            target.write("<svg/>")
+        target.write(b"" if isinstance(target, io.BytesIO) else "<svg></svg>")
 
     Figure.savefig = blank  # type: ignore[method-assign, assignment]
+    Figure.draw_without_rendering = lambda _: None  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
