@@ -1,11 +1,11 @@
-# make demo: from nothing to a report.  make test: lint and tests, under a quarter of an hour on two cores.  make matrix: the rest of what CI runs.
+# make demo: from nothing to a report.  make test: lint and tests, about a quarter of an hour on two cores.  make matrix: the rest of what CI runs.
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 RUN = runs/shallow_half-prune_2
 
-# Matrices of which `make test` runs a part: `make matrix`. CI runs both.
+# Whole matrices of which `make test` runs a part, other launchers, four ranks, two hosts: `make matrix`. CI runs both.
 .PHONY: demo test matrix lint unit assets install gpu clean
 
 install: .venv/.installed

@@ -14,7 +14,7 @@ from four_ranks_worker import CASES, PARTS, STAGED, STEPS, WORLD, all_cases, mai
 
 from slayer.training.ranks import Ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 Found = dict[str, Any]
 NEAR = {"fp32": 1e-5, "bf16": 2e-3}

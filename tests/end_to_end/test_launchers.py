@@ -18,7 +18,7 @@ from drill_server import RankServers, free_port
 from run_folders import ROOT, RunFolder
 from small_text import run_overrides, write_text
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 DEEPSPEED = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", f"--master_port={free_port()}"]

@@ -21,7 +21,7 @@ from drill_compare import timeless_metrics
 from drill_run import DrillRun
 from drill_server import ROOT, RankServers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.matrix]
 
 SECONDS = 4
 """watchdog.seconds."""

@@ -13,6 +13,7 @@ def test_what_happens_to_a_job(case: Case, workspace: Workspace) -> None:
     assert case.run(workspace)
 
 
+@pytest.mark.matrix
 def test_hydras_own_launcher(workspace: Workspace) -> None:
     """hydra-submitit-launcher, for those who have it: an array of one element a point; the page tells how they ended."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
