@@ -76,7 +76,7 @@ def _submit(config: RunConfig, command: str, point: Point | None) -> Launched:
             save_config(config, config.folder / "config.yaml")
             script = write_script(config, command, directory)
         if point is not None:  # before the job can begin: it keeps the point from here on
-            record.write("point", point=str(_file_of(point)))
+            record.write("point", point=str(point.file.absolute()))
             status = "running" if live is not None and live.runs else "pending"
             record_point(point, run=config.run, run_dir=str(config.folder), status=status, job=live.job if live else None)
         if live is not None:
@@ -91,10 +91,6 @@ def _submit(config: RunConfig, command: str, point: Point | None) -> Launched:
     if point is None:
         print_next(commands_of_job(config.folder, job), console=console)
     return Launched(exit_code=0, objective=None, job=job)
-
-
-def _file_of(point: Point) -> Path:
-    return point.sweep_dir.absolute() / "points" / f"{point.number:04d}.json"
 
 
 def _live(record: JobRecord) -> Queued | None:
