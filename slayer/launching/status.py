@@ -165,13 +165,14 @@ def _held_here() -> set[Path]:
         try:
             if process.uids().real != os.getuid():
                 continue
-            paths = [Path(file.path) for file in process.open_files()]
             words = process.cmdline()
-        except (psutil.Error, OSError):
+            works_in = Path(process.cwd(), words[words.index("slayer.launching.worker") + 1]) if "slayer.launching.worker" in words[:-1] else None
+            paths = [Path(file.path) for file in process.open_files()]
+        except (psutil.Error, OSError):  # it has ended, or is not to be looked into
             continue
         held |= {path.parent for path in paths if path.name in ("metrics.jsonl", "events.jsonl")}
-        if "slayer.launching.worker" in words[:-1]:
-            held.add(Path(process.cwd(), words[words.index("slayer.launching.worker") + 1]).resolve())
+        if works_in is not None:
+            held.add(works_in.resolve())
     return held
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -159,8 +159,12 @@ class Cluster:
     def step_daemons(self, node: str) -> list[psutil.Process]:
         """The slurmstepd of a node: what stands between it and the processes of jobs."""
         log = str(self.folder / "log" / f"slurmd.{node}.log")
-        found = [process for process in psutil.process_iter() if process.name() == "slurmstepd"]
-        return [process for process in found if log in {file.path for file in process.open_files()}]
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess):  # one may end while it is looked at
+                if process.name() == "slurmstepd" and log in {file.path for file in process.open_files()}:
+                    found.append(process)
+        return found
 
     def stop(self) -> None:
         """End jobs and daemons, by their ids."""
