@@ -35,6 +35,12 @@ class Results:
     def __getitem__(self, section: str) -> Any:
         return self.values[section]
 
+    @property
+    def objective(self) -> float | None:
+        """The score of a finished run; None before its end."""
+        value: float | None = self.values.get("objective", {}).get("value")
+        return value
+
     def update(self, **sections: Any) -> None:
         """Set sections and write the file, aside and renamed. What looks like a secret stays out."""
         self.values |= without_secrets(sections)

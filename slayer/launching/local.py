@@ -64,7 +64,7 @@ def run_here(config: RunConfig, command: str) -> Launched:
 def _run_here(config: RunConfig, command: str) -> Launched:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch tells the stack of each lost connection as a warning
     from slayer.pipeline import run_pipeline
-    from slayer.reporting.console import open_console, print_error, print_next
+    from slayer.reporting.console import open_console, print_next
     from slayer.reporting.trackers import sync_command
 
     first = os.environ.get("RANK", "0") == "0"
@@ -75,15 +75,7 @@ def _run_here(config: RunConfig, command: str) -> Launched:
             open_console().print(f"\nstopped; the same command goes on where {config.folder} stands", soft_wrap=True)
         return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error="stopped before the end", stopped=True)
     except (SlayerError, OSError, RuntimeError) as error:
-        if is_lost_rank(error):
-            lost = f"rank {os.environ.get('RANK', '0')} has lost another rank ({_reason(error)}); the same command goes on"
-            print(lost, file=sys.stderr, flush=True)
-            return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error=lost)
-        if not isinstance(error, (SlayerError, OSError)):
-            raise
-        told = as_message(error)
-        print_error(told)
-        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=None if isinstance(told, ToldError) else str(told))
+        return ended_by(error)
     if outcome.stopped_at is not None:
         if first:
             open_console().print(f"stopped and saved at step {outcome.stopped_at}")
@@ -93,6 +85,21 @@ def _run_here(config: RunConfig, command: str) -> Launched:
         unsent = [(sync_command(config.folder), "send what the tracker missed")] if outcome.unsent else []
         print_next([*next_commands(config, command), *unsent])
     return Launched(exit_code=0, objective=outcome.objective)
+
+
+def ended_by(error: Exception) -> Launched:
+    """Tell what has ended a run or kept it from starting. What no person can mend is raised again."""
+    from slayer.reporting.console import print_error
+
+    if is_lost_rank(error):
+        lost = f"rank {os.environ.get('RANK', '0')} has lost another rank ({_reason(error)}); the same command goes on"
+        print(lost, file=sys.stderr, flush=True)
+        return Launched(exit_code=REQUEUE_EXIT_CODE, objective=None, error=lost)
+    if not isinstance(error, (SlayerError, OSError)):
+        raise error
+    told = as_message(error)
+    print_error(told)
+    return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=None if isinstance(told, ToldError) else str(told))
 
 
 def as_message(error: SlayerError | OSError) -> SlayerError:
@@ -127,14 +134,11 @@ def _run_apart(config: RunConfig, command: str) -> Launched:
         check_run_folder(config)
         save_config(config, config.folder / "config.yaml")
     except (SlayerError, OSError) as error:
-        told = as_message(error)
-        print_error(told)
-        return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(told))
+        return ended_by(error)
     worker = [sys.executable, "-m", "slayer.launching.worker", str(config.folder), command]
     ended = run_restarted(worker, config)
     if ended.code == 0:
-        values = Results(config.folder).values
-        return Launched(exit_code=0, objective=values.get("objective", {}).get("value"))
+        return Launched(exit_code=0, objective=Results(config.folder).objective)
     failure, guess = config.folder / FAILURE_NAME, death(ended, config.launcher.processes)
     if not ended.signals and (ended.code < 0 or not failure.exists()):
         print_error(EngineError(guess))

@@ -19,7 +19,7 @@ from typing import Any
 
 from slayer.data.cache import write_file
 from slayer.errors import ConfigError, Problem, SlayerError
-from slayer.launching.commandline import is_search, is_sweep
+from slayer.launching.commandline import is_override, is_search, is_sweep
 from slayer.launching.local import REFUSED_EXIT_CODE
 from slayer.launching.naming import split_override
 from slayer.launching.spaces import Space, read_words
@@ -63,6 +63,11 @@ def search_problems(arguments: Sequence[str]) -> list[Problem]:
     if not is_sweep(arguments):
         why = "chooses the points of a sweep, which -m asks for"
         problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="hydra/sweeper=optuna   (python train.py -m …)"))
+    typed = dict(split_override(word) for word in arguments if is_override(word))
+    submits = typed.get("launcher") == "slurm" and typed.get("dry_run", "false").lower() == "false"
+    if submits and typed.get("launcher.wait", "false").lower() == "false":
+        why = "chooses each point from what the ones before came to, and a run that is only submitted has come to nothing yet"
+        problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="--wait, or launcher.wait=true"))
     for word in arguments:
         key, value = split_override(word)
         name = key.removeprefix("hydra.sweeper.")

@@ -13,7 +13,7 @@ from slayer.config import RunConfig, save_config
 from slayer.errors import ConfigError, EngineError, Problem, SlayerError
 from slayer.launching.job import settle
 from slayer.launching.job_record import JobRecord
-from slayer.launching.local import INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, Launched, as_message, next_commands, run_here
+from slayer.launching.local import INTERRUPTED_EXIT_CODE, REFUSED_EXIT_CODE, Launched, next_commands, run_here
 from slayer.launching.sbatch import write_script
 from slayer.launching.scheduler import Queued, find_jobs, send
 from slayer.launching.sweep import Point, record_point, refuse
@@ -47,7 +47,7 @@ def submit(config: RunConfig, command: str, point: Point | None = None) -> Launc
     try:
         return _submit(config, command, point)
     except (SlayerError, OSError) as error:
-        return refuse(as_message(error), point)
+        return refuse(error, point)
 
 
 def _submit(config: RunConfig, command: str, point: Point | None) -> Launched:
@@ -62,7 +62,7 @@ def _submit(config: RunConfig, command: str, point: Point | None) -> Launched:
             )
     check_run_folder(config)
     record, console = JobRecord(folder), open_console()
-    objective = Results(folder).values.get("objective", {}).get("value")
+    objective = Results(folder).objective
     if objective is not None:
         if point is not None:
             record_point(point, run=config.run, run_dir=str(config.folder), status="finished", objective=objective, seconds=0)
@@ -158,7 +158,7 @@ def wait_for_end(config: RunConfig, job: str) -> Launched:
 
 
 def _ended(config: RunConfig, record: JobRecord, job: str, queued: Queued | None) -> Launched:
-    objective = Results(config.folder).values.get("objective", {}).get("value")
+    objective = Results(config.folder).objective
     if objective is not None:
         return Launched(exit_code=0, objective=objective)
     ended = record.last("ended", job)

@@ -14,7 +14,7 @@ from slayer.config import RunConfig
 from slayer.data.cache import one_at_a_time, write_file
 from slayer.errors import SlayerError
 from slayer.launching.commandline import groups, is_override, is_sweep
-from slayer.launching.local import REFUSED_EXIT_CODE, Launched, launch
+from slayer.launching.local import Launched, ended_by, launch
 from slayer.launching.naming import run_name, split_override
 
 EMPTY = {"run": "", "run_dir": "", "status": "running", "error": None, "seconds": None, "objective": None}
@@ -56,14 +56,12 @@ def run_point(point: Point, config: RunConfig, command: str) -> Launched:
     return launched
 
 
-def refuse(error: SlayerError, point: Point | None) -> Launched:
+def refuse(error: Exception, point: Point | None) -> Launched:
     """Tell why a configuration cannot run; a point of a sweep is on the page with its reason."""
-    from slayer.reporting.console import print_error
-
-    print_error(error)
+    launched = ended_by(error)
     if point is not None:
-        record_point(point, run=run_name(point.overrides, list(groups())), status="failed", error=str(error), seconds=0, objective=None)
-    return Launched(exit_code=REFUSED_EXIT_CODE, objective=None, error=str(error))
+        record_point(point, run=run_name(point.overrides, list(groups())), status="failed", error=launched.error, seconds=0, objective=None)
+    return launched
 
 
 def record_point(point: Point, **findings: Any) -> None:
@@ -153,10 +151,9 @@ def finished_objective(config: RunConfig) -> float | None:
 
     try:
         check_run_folder(config)
-        value = Results(config.folder).values.get("objective", {}).get("value")
+        return Results(config.folder).objective
     except SlayerError:  # told by whoever starts it
         return None
-    return value if isinstance(value, float) else None
 
 
 def objective_for_sweeper(launched: Launched) -> float:

@@ -166,9 +166,12 @@ class Ranks:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether an error out of a collective or a store means that another rank, or the way to it, is gone."""
+    if isinstance(error, SlayerError):
+        return isinstance(error, LostRankError)
+
     import torch.distributed as dist
 
-    if isinstance(error, (LostRankError, dist.DistNetworkError, dist.DistStoreError)):
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
         return True
     if isinstance(error, dist.DistBackendError):
         return any(word in str(error) for word in NCCL_LOSSES)

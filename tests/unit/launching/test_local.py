@@ -11,7 +11,7 @@ import pytest
 
 from slayer.errors import CheckpointError, ConfigError, EngineError, Problem
 from slayer.launching.compose import compose
-from slayer.launching.local import as_message, launch, next_commands, run_here
+from slayer.launching.local import as_message, ended_by, launch, next_commands, run_here
 from slayer.training.ranks import LostRankError, require_free_port
 from slayer.training.signals import Stopped
 
@@ -28,6 +28,14 @@ def test_other_errors_of_the_system_keep_their_traceback() -> None:
         as_message(OSError(errno.EBADF, "bad descriptor"))
     known = CheckpointError("as it is")
     assert as_message(known) is known
+
+
+def test_who_has_lost_another_rank_is_to_be_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    launched = ended_by(LostRankError("rank 0, through which the ranks meet, is gone"))
+    assert launched.exit_code == 75 and "the same command goes on" in capsys.readouterr().err
+    assert ended_by(CheckpointError("as it is")).exit_code == 2 and "as it is" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="of ours"):
+        ended_by(RuntimeError("a fault of ours"))
 
 
 def test_a_port_in_use_is_named() -> None:
