@@ -86,7 +86,7 @@ def _flops(flops: Costs) -> Table:
 
 
 def _layouts(costs: Costs) -> Table:
-    head = ("GPUs#", "stage", *(f"{PARTS[key]}#" for key in COLUMNS), "peak#", "with recomputation#", "sent#")
+    head = ("GPUs#", "stage", *(f"{PARTS[key]}#" for key in COLUMNS), "peak#", "if recomputed#", "sent#")
     asked = {key: costs["asked"][key] for key in ("gpus", "zero_stage")}
     strong = frozenset(place for place, cost in enumerate(costs["layouts"]) if {key: cost[key] for key in asked} == asked)
     return Table(head=head, rows=tuple(map(_layout_row, costs["layouts"])), strong=strong)
