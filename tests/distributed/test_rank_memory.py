@@ -13,6 +13,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.matrix
 def test_two_ranks_hold_what_is_estimated(tmp_path: Path) -> None:
     """Within 10 % by part; stage 2 keeps gradients of tensors that are cut between ranks whole, which the estimate counts under buffers."""
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent)))

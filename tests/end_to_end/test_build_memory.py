@@ -73,6 +73,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc, which only Linux has")
 def test_a_large_model_is_built_within_three_blocks(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights_bytes = sum(path.stat().st_size for path in base.glob("*.safetensors"))

@@ -61,6 +61,7 @@ def test_a_plain_folder_goes_beside_the_runs(run: RunFolder, workspace: Path, tm
     assert not json.loads((folder / "layers.json").read_text(encoding="utf-8"))["measurements"][0]["failed"]
 
 
+@pytest.mark.matrix
 @pytest.mark.usefixtures("questions")
 def test_accuracy_on_a_suite(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -140,6 +140,7 @@ def test_links_and_files_are_there() -> None:
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
+@pytest.mark.matrix
 def test_the_three_lines_are_typed(start: Start, workspace: Path, overrides: list[str], questions: None) -> None:
     """For real, one after another; overrides that make them small are put behind what the README says."""
     train, sweep, evaluate = [command for command in COMMANDS if "=DIR" not in command and not command.startswith("make")][:3]

@@ -114,6 +114,7 @@ def test_killed_half_way_it_goes_on_from_finished_tasks(
     assert resumed == whole
 
 
+@pytest.mark.matrix
 def test_dola_and_the_harness_own_backend(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, few = f"checkpoint={run.path / 'model'}", ["suite=quick", "limit=4", "tasks=[piqa,gsm8k_bpb]"]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from slurm_cases import CASES, Case, Workspace
 
+EVERY_TIME = ("two_nodes", "refused")
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.quick], ids=lambda case: case.name)
+
+def _quick_cases() -> list[Any]:
+    return [pytest.param(case, marks=[] if case.name in EVERY_TIME else pytest.mark.matrix, id=case.name) for case in CASES if case.quick]
+
+
+@pytest.mark.parametrize("case", _quick_cases())
 def test_what_happens_to_a_job(case: Case, workspace: Workspace) -> None:
     assert case.run(workspace)
 
