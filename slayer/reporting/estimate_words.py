@@ -52,13 +52,13 @@ def short_flops(value: float) -> str:
 
 
 def time(seconds: float) -> str:
-    """12 min 30 s, 5 h 12 min, 3.4 days."""
-    return f"{seconds / 86_400:.1f} days" if seconds >= DAYS else duration(seconds)
+    """12 min 30 s, 5 h 12 min, 3.4 days; < 1 s."""
+    return f"{seconds / 86_400:.1f} days" if seconds >= DAYS else duration(seconds) if seconds >= 1 else "< 1 s"
 
 
 def gpu_hours(hours: float) -> str:
-    """2,222 GPU h, 0.4 GPU h."""
-    return f"{count(hours) if hours >= 9.95 else format(hours, '.2g')} GPU h"
+    """2,222 GPU h, 0.4 GPU h; < 0.01 GPU h."""
+    return f"{count(hours) if hours >= 9.95 else format(hours, '.2g') if hours >= 0.01 else '< 0.01'} GPU h"
 
 
 def length_words(costs: Costs) -> str:

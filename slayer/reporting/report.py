@@ -67,12 +67,12 @@ def report_document(run: RunFolder) -> Document:
     """The report as data. Figures are saved on the way."""
     scores, layers = source_scores(run.results), read_layers(run.path)
     sections = [
-        ("What the model is made of", _plan_blocks(run)), ("What it costs", estimate_blocks(run.section("estimate"))),
+        ("What the model is made of", _plan_blocks(run)),
         ("Which layers matter", layer_blocks(layers, run.path) if layers else []),
         ("Learnt and forgotten", _score_blocks(run, scores)), ("Benchmarks", benchmark_blocks(run)),
         ("What moved in its predictions", shift_blocks(run)), ("Samples, before and after", _sample_blocks(run)),
-        ("Training", _training_blocks(run, scores)), ("What happened on the way", _event_blocks(run)), ("Text", _data_blocks(run)),
-        ("Reproduce it", _reproduce_blocks(run)),
+        ("Training", _training_blocks(run, scores)), ("What happened on the way", _event_blocks(run)),
+        ("What it costs", estimate_blocks(run.section("estimate"))), ("Text", _data_blocks(run)), ("Reproduce it", _reproduce_blocks(run)),
     ]  # fmt: skip
     lead = _headline(run, scores)
     if layers is not None and lead == [Paragraph(text=NO_SCORES)]:

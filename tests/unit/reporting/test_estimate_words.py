@@ -15,6 +15,7 @@ from sample_run import sample_results, write_run
 from slayer.cost.estimate import estimate
 from slayer.reporting.console import AsciiStream, open_console
 from slayer.reporting.estimate_table import print_estimate
+from slayer.reporting.estimate_words import gpu_hours, time
 from slayer.reporting.report import write_report
 
 
@@ -76,3 +77,13 @@ def test_the_report_holds_the_whole_tables_in_both_forms(gpus: int, tmp_path: Pa
 
 def test_a_run_without_an_estimate_has_no_such_section(tmp_path: Path) -> None:
     assert "What it costs" not in write_report(write_run(tmp_path / "run")).read_text(encoding="utf-8")
+
+
+def test_what_is_next_to_nothing_is_said_so() -> None:
+    assert (time(0.3), time(1.0), gpu_hours(0.0004), gpu_hours(0.4), gpu_hours(2222.4)) == (
+        "< 1 s",
+        "1 s",
+        "< 0.01 GPU h",
+        "0.4 GPU h",
+        "2,222 GPU h",
+    )
