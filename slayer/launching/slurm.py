@@ -65,7 +65,7 @@ def _submit(config: RunConfig, command: str, point: Point | None) -> Launched:
     objective = Results(folder).objective
     if objective is not None:
         if point is not None:
-            record_point(point, run=config.run, run_dir=str(config.folder), status="finished", objective=objective, seconds=0)
+            record_point(point, run=config.run, run_dir=str(config.folder), status="finished", objective=objective)
         console.print(f"{config.run} is finished; nothing is submitted", soft_wrap=True, markup=False)
         print_next(next_commands(config, command), console=console)
         return Launched(exit_code=0, objective=objective)
@@ -131,7 +131,7 @@ def wait_for_all(configs: Sequence[RunConfig]) -> list[Launched]:
 
 def wait_for_end(config: RunConfig, job: str) -> Launched:
     """Return when a job of the run is over, with its objective. Ctrl-C leaves the job alone."""
-    from slayer.reporting.console import open_console, print_error
+    from slayer.reporting.console import open_console, print_error, print_next
 
     record, began = JobRecord(config.folder), time.monotonic()
     gone_since: float | None = None
@@ -149,6 +149,7 @@ def wait_for_end(config: RunConfig, job: str) -> Launched:
             time.sleep(min(max(FIRST_POLL_SECONDS, POLL_SHARE * (time.monotonic() - began)), LONGEST_POLL_SECONDS))
     except KeyboardInterrupt:
         open_console().print(f"\nno longer waiting; job {job} of {config.run} goes on", soft_wrap=True, markup=False)
+        print_next(commands_of_job(config.folder, job))
         return Launched(exit_code=INTERRUPTED_EXIT_CODE, objective=None, error="no longer waited for", stopped=True)
     launched = _ended(config, record, job, queued)
     if launched.error is not None:

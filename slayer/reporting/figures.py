@@ -249,9 +249,9 @@ def frontier_figure(points: Sequence[FrontierPoint], *, x_label: str = FORGOTTEN
             axes.errorbar(x, y, xerr=x_error, yerr=y_error, fmt=marker, color=colour, markersize=7, linewidth=0.9, capsize=0, alpha=0.9)
         labels = [f"{point.label}{' (best)' if point.best else ''}" for point in points]
         spots = [(label, point.replay_percent, -point.domain_percent) for label, point in zip(labels, points, strict=True)]
-        label_points(axes, spots, bold=[label for label, point in zip(labels, points, strict=True) if point.best])
         axes.axvline(0, color=INK, linewidth=0.9)
         axes.margins(x=0.25, y=0.2)
+        label_points(axes, spots, bold=[label for label, point in zip(labels, points, strict=True) if point.best])
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_title("What each run learnt and what it forgot (upper left is best)")
         if len(looks) > 1:
@@ -264,22 +264,28 @@ _LABEL_PLACES = ((7, 6), (-7, 6), (7, -6), (-7, -6), (0, 12), (0, -12), (7, 17),
 
 
 def label_points(axes: Any, points: Sequence[tuple[str, float, float]], bold: Collection[str] = ()) -> None:
-    """Write each (label, x, y) beside its point, at the first place that no earlier label and no other point has (by a rough guess of sizes)."""
-    (x_low, x_size), (y_low, y_size) = (_extent(values) for values in ([x for _, x, _ in points], [y for *_, y in points]))
-    places = [((x - x_low) / x_size * 220, (y - y_low) / y_size * 190) for _, x, y in points]
+    """Write each (label, x, y) beside its point, at the first place inside the axes that no earlier label and no other point has (by a rough guess
+    of sizes). What belongs to the axes and how far they go is settled before."""
+    width, height = _size_points(axes)
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    places = [((x - left) / (right - left) * width, (y - low) / (high - low) * height) for _, x, y in points]
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for (text, *spot), (x, y) in zip(points, places, strict=True):
         boxes = [_label_box(x + dx, y + dy, text, _side(dx)) for dx, dy in _LABEL_PLACES]
         free = [not any(_overlap(box, other) for other in taken) for box in boxes]
-        chosen = free.index(True) if any(free) else 0
+        inside = [is_free and 0 <= box[0] and box[2] <= width for is_free, box in zip(free, boxes, strict=True)]
+        chosen = inside.index(True) if any(inside) else free.index(True) if any(free) else 0
         taken.append(boxes[chosen])
         offset = _LABEL_PLACES[chosen]
         weight = "bold" if text in bold else "normal"
         axes.annotate(text, spot, offset, textcoords="offset points", ha=_side(offset[0]), va="center", fontsize=8.5, fontweight=weight)
 
 
-def _extent(values: Sequence[float]) -> tuple[float, float]:
-    return min(values), (max(values) - min(values)) or 1.0
+def _size_points(axes: Any) -> tuple[float, float]:
+    """Width and height of the axes, as far as they are known before they are laid out."""
+    width, height = axes.get_figure().get_size_inches()
+    position = axes.get_position()
+    return width * position.width * 72, height * position.height * 72
 
 
 def _side(dx: float) -> str:

@@ -104,9 +104,9 @@ def map_figure(points: Sequence[tuple[str, float, float, str]], title: str) -> F
         for _, x, y, series in points:
             colour, marker = looks[series]
             axes.plot(x, y, marker, color=colour, markersize=7, alpha=0.85, markeredgewidth=0)
+        axes.margins(0.12)
         label_points(axes, [(label, x, y) for label, x, y, _ in points])
         axes.set(xticklabels=[], yticklabels=[], title=title)
-        axes.margins(0.12)
         if len(looks) > 1:
             handles = [axes.plot([], [], marker, color=colour, label=name)[0] for name, (colour, marker) in looks.items()]
             axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
