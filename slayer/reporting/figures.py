@@ -273,7 +273,7 @@ def label_points(axes: Any, points: Sequence[tuple[str, float, float]], bold: Co
     for (text, *spot), (x, y) in zip(points, places, strict=True):
         boxes = [_label_box(x + dx, y + dy, text, _side(dx)) for dx, dy in _LABEL_PLACES]
         free = [not any(_overlap(box, other) for other in taken) for box in boxes]
-        inside = [is_free and 0 <= box[0] and box[2] <= width for is_free, box in zip(free, boxes, strict=True)]
+        inside = [is_free and box[0] >= 0 and box[2] <= width for is_free, box in zip(free, boxes, strict=True)]
         chosen = inside.index(True) if any(inside) else free.index(True) if any(free) else 0
         taken.append(boxes[chosen])
         offset = _LABEL_PLACES[chosen]

@@ -127,3 +127,17 @@ def test_the_frontier_holds_exactly_the_unbeaten_points(pairs):
         if not any(other[0] <= replay and other[1] <= domain and other != (replay, domain) for other in pairs)
     }
     assert {(point.replay_percent, point.domain_percent) for point in pareto(points)} == unbeaten
+
+
+def test_labels_of_points_stay_off_the_axis_and_each_other():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    label = "learning_rate=0.0011781 prune={}"
+    places = [(-5.2, -5.0), (-5.15, -5.02), (-5.18, -4.99), (-4.4, -4.3)]
+    figure = frontier_figure([FrontierPoint(label=label.format(n), replay_percent=x, domain_percent=y) for n, (x, y) in enumerate(places)])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(boxes) == len(places) and all(box.x0 > axes.get_window_extent(renderer).x0 for box in boxes)
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[place + 1 :])
