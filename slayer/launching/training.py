@@ -40,7 +40,6 @@ class Training:
 
     def __init__(self) -> None:
         self._refused: list[Problem] = []
-        self._words: list[str] = []
         self._sweep_dir: Path | None = None
         self._launches: list[Launched] = []
         self._waited_for: list[RunConfig] = []
@@ -56,8 +55,7 @@ class Training:
         if self._refused and (is_sweep(typed) or only_prints(typed)):
             tell_once(lambda: print_error(ConfigError(self._refused)))
             return None
-        self._words = [*words, *sweep_folder(words)]
-        return self._words
+        return [*words, *sweep_folder(words)]
 
     def run(self, composed: Any, hydra_config: Any) -> float:
         """One run, or one point of a sweep, as Hydra has composed it. Returns the objective for a sweeper."""
@@ -79,7 +77,8 @@ class Training:
     def _point(self, hydra_config: Any, overrides: Sequence[str]) -> Point:
         point = Point(sweep_dir=Path(hydra_config.sweep.dir), number=hydra_config.job.num, overrides=overrides)
         if self._sweep_dir is None and is_plain_sweep(hydra_config.sweeper):
-            announce(point, typed_points(self._words, GlobalHydra.instance().config_loader()))
+            # The words of this process: one that a launcher of Hydra has started elsewhere has others, and leaves the page to what was typed.
+            announce(point, typed_points(sys.argv[1:], GlobalHydra.instance().config_loader()))
         self._sweep_dir = point.sweep_dir
         return point
 
