@@ -1,6 +1,6 @@
 """What may happen to a job, made to happen on a real SLURM: each case says what it saw, or fails with an AssertionError.
 
-`make test` runs the quick ones, `python -m tests.slurm_drill` all of them.
+`make test` runs two of them, `make matrix` five more, `python -m tests.slurm_drill` all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from local_cluster import ROOT, Cluster, wait_until
@@ -392,10 +392,10 @@ def by_hand(work: Workspace) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Something that happens to a job. `quick`: also in `make test`."""
+    """Something that happens to a job. `part`: the least of these that runs it; the drill runs all."""
 
     run: Callable[[Workspace], str]
-    quick: bool = False
+    part: Literal["test", "matrix", "drill"] = "drill"
 
     @property
     def name(self) -> str:
@@ -409,8 +409,8 @@ class Case:
 
 
 CASES = (
-    Case(run=two_nodes, quick=True), Case(run=sweep, quick=True), Case(run=asked_to_stop, quick=True), Case(run=refused, quick=True),
-    Case(run=no_progress), Case(run=one_refuses), Case(run=rank_killed), Case(run=time_limit), Case(run=preempted_at_once),
-    Case(run=preempted_with_grace), Case(run=preempted_by_user_signal), Case(run=node_down), Case(run=node_lost), Case(run=lonely_rank),
-    Case(run=requeue_exit), Case(run=odd_folder), Case(run=by_hand),
+    Case(run=two_nodes, part="test"), Case(run=sweep, part="matrix"), Case(run=asked_to_stop, part="matrix"), Case(run=refused, part="test"),
+    Case(run=no_progress), Case(run=one_refuses), Case(run=rank_killed), Case(run=time_limit, part="matrix"), Case(run=preempted_at_once),
+    Case(run=preempted_with_grace, part="matrix"), Case(run=preempted_by_user_signal), Case(run=node_down), Case(run=node_lost, part="matrix"),
+    Case(run=lonely_rank), Case(run=requeue_exit), Case(run=odd_folder), Case(run=by_hand),
 )  # fmt: skip

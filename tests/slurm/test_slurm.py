@@ -1,21 +1,16 @@
-"""Jobs on a real SLURM of two nodes: the quick cases; `python -m tests.slurm_drill` has the others."""
+"""Jobs on a real SLURM of two nodes; `python -m tests.slurm_drill` has the cases that are left out here."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from slurm_cases import CASES, Case, Workspace
 
-EVERY_TIME = ("two_nodes", "refused")
+MARKS: dict[str, list[pytest.MarkDecorator]] = {"test": [], "matrix": [pytest.mark.matrix]}
 
 
-def _quick_cases() -> list[Any]:
-    return [pytest.param(case, marks=[] if case.name in EVERY_TIME else pytest.mark.matrix, id=case.name) for case in CASES if case.quick]
-
-
-@pytest.mark.parametrize("case", _quick_cases())
+@pytest.mark.parametrize("case", [pytest.param(case, marks=MARKS[case.part], id=case.name) for case in CASES if case.part in MARKS])
 def test_what_happens_to_a_job(case: Case, workspace: Workspace) -> None:
     assert case.run(workspace)
 
