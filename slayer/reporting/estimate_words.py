@@ -33,11 +33,12 @@ def held(cost: Costs) -> Costs:
 
 
 def memory_sentence(memory: Costs) -> str:
-    """weights 18.7, gradients 3.5, … in the unit of their sum; parts that are nothing are left out, and of logits and a recomputed layer, which do
-    not meet, the smaller."""
+    """weights 18.7, gradients 3.5, … in the unit and about the figures of their sum; parts that are nothing are left out, and of logits and a
+    recomputed layer, which do not meet, the smaller."""
     unit = 1e9 if memory["total"] >= 999.5e6 else 1e6
     smaller = min(("logits", "recomputed"), key=lambda key: memory[key])
-    return ", ".join(f"{name} {memory[key] / unit:.{1 if unit == 1e9 else 0}f}" for key, name in PARTS.items() if memory[key] and key != smaller)
+    digits = 0 if unit == 1e6 else 1 if memory["total"] >= 9.995e9 else 2
+    return ", ".join(f"{name} {memory[key] / unit:.{digits}f}" for key, name in PARTS.items() if memory[key] and key != smaller)
 
 
 def arithmetic_sentence(flops: Costs) -> str:
