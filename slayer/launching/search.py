@@ -19,11 +19,10 @@ from typing import Any
 
 from slayer.data.cache import write_file
 from slayer.errors import ConfigError, Problem, SlayerError
-from slayer.launching.commandline import is_override, is_search, is_sweep
+from slayer.launching.commandline import is_search, is_sweep
 from slayer.launching.local import REFUSED_EXIT_CODE
 from slayer.launching.naming import split_override
 from slayer.launching.spaces import Space, read_words
-from slayer.launching.sweep import Point, as_typed, known_of
 from slayer.reporting.sweep_points import SEARCH_NAME
 
 JOURNAL = "search.log"
@@ -63,11 +62,6 @@ def search_problems(arguments: Sequence[str]) -> list[Problem]:
     if not is_sweep(arguments):
         why = "chooses the points of a sweep, which -m asks for"
         problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="hydra/sweeper=optuna   (python train.py -m …)"))
-    typed = dict(split_override(word) for word in arguments if is_override(word))
-    submits = typed.get("launcher") == "slurm" and typed.get("dry_run", "false").lower() == "false"
-    if submits and typed.get("launcher.wait", "false").lower() == "false":
-        why = "chooses each point from what the ones before came to, and a run that is only submitted has come to nothing yet"
-        problems.append(Problem(key="hydra/sweeper", value="optuna", why=why, fix="--wait, or launcher.wait=true"))
     for word in arguments:
         key, value = split_override(word)
         name = key.removeprefix("hydra.sweeper.")
@@ -93,8 +87,7 @@ def _is_installed(package: str) -> bool:
 def search(arguments: Sequence[str], sweep_dir: str, settings: Settings, run: RunPoint, config_loader: Any = None) -> None:
     """Ask for values, run them and tell what came of it, until there are n_trials points. Those that failed are tried again, as the same points.
 
-    Ends the process with exit code 2 and a message where there is nothing to search, the folder holds another search, or points are submitted
-    and not waited for.
+    Ends the process with exit code 2 and a message where there is nothing to search or the folder holds another search.
     """
     from slayer.reporting.console import print_error
 
@@ -121,7 +114,6 @@ def _search(fixed: Sequence[str], space: Mapping[str, Space], sweep_dir: Path, s
         value = run(number, words)
         if known:
             continue
-        _require_ended(Point(sweep_dir=sweep_dir, number=number, overrides=as_typed(words)))
         if math.isfinite(value):
             study.tell(trial.number, value)
         else:  # a failure says nothing of how good its values are
@@ -163,10 +155,3 @@ def _record(sweep_dir: Path, settings: Settings, space: Mapping[str, Space]) -> 
         why = "holds a search over other values"
         raise ConfigError([Problem(key="hydra.sweep.dir", value=str(sweep_dir), why=why, fix="leave out hydra.sweep.dir")])
     write_file(path, (json.dumps({"sampler": SAMPLER, **asdict(settings), "space": plain}, indent=1) + "\n").encode())
-
-
-def _require_ended(point: Point) -> None:
-    """A search learns from scores; a point that was only submitted has none yet."""
-    if known_of(point).get("status") in ("pending", "running", "requeued"):
-        why = "chooses each point from what the ones before came to, and this one is only submitted"
-        raise ConfigError([Problem(key="hydra/sweeper", value="optuna", why=why, fix="launcher.wait=true")])

@@ -28,12 +28,14 @@ SETTLE_SECONDS = 10.0
 
 def run_on_slurm(config: RunConfig, command: str, point: Point | None, *, sweeper_learns: bool) -> Launched:
     """Submit a run; wait for its end where launcher.wait says so. Points of a sweep are all submitted first (train.py waits for them), unless
-    the sweeper learns from each score: that it cannot do without waiting, and nothing is submitted then. A dry run shows its plan here."""
+    the sweeper learns from each score: that it cannot do without waiting, so the whole search ends with the message (SystemExit) and nothing is
+    submitted. A dry run shows its plan here."""
     if config.dry_run:
         return run_here(config, command)
     if point is not None and sweeper_learns and not config.launcher.wait:
         why = "the sweeper learns from the score of each run, and a run that is only submitted has none yet"
-        return refuse(ConfigError([Problem(key="launcher.wait", value=False, why=why, fix="--wait, or launcher.wait=true")]), point)
+        refuse(ConfigError([Problem(key="launcher.wait", value=False, why=why, fix="--wait, or launcher.wait=true")]), point)
+        raise SystemExit(REFUSED_EXIT_CODE)
     launched = submit(config, command, point)
     must_wait = config.launcher.wait and (point is None or sweeper_learns)
     return wait_for_end(config, launched.job) if must_wait and launched.job is not None else launched

@@ -14,7 +14,7 @@ from slayer.launching.job import begin, end
 from slayer.launching.job_record import JobRecord, leave_code
 from slayer.launching.restarts import FAILURE_NAME
 from slayer.launching.slurm import run_on_slurm, submit
-from slayer.launching.sweep import Point, record_point
+from slayer.launching.sweep import Point, known_of, record_point
 from slayer.reporting.events import read_events
 
 
@@ -137,9 +137,10 @@ def test_a_machine_without_slurm_says_so(config: RunConfig, monkeypatch: pytest.
 
 def test_a_sweeper_that_learns_must_wait(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     point = Point(sweep_dir=tmp_path / "sweep", number=0, overrides=["prune=1"])
-    launched = run_on_slurm(config, "python train.py", point, sweeper_learns=True)
-    assert launched.exit_code == 2 and not (config.folder / "slurm").exists()
-    assert "launcher.wait = false" in capsys.readouterr().err and "--wait" in str(launched.error)
+    with pytest.raises(SystemExit) as ended:
+        run_on_slurm(config, "python train.py", point, sweeper_learns=True)
+    assert ended.value.code == 2 and not (config.folder / "slurm").exists()
+    assert "launcher.wait = false" in capsys.readouterr().err and "--wait" in str(known_of(point)["error"])
 
 
 def test_a_finished_run_is_not_submitted_again(config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from slayer.launching.search import Settings, search, search_problems
-from slayer.launching.sweep import Point, record_point
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `sweep`: pip install 'optuna>=4'")
 
@@ -115,27 +114,12 @@ def test_nothing_to_search_is_said(tmp_path: Path, capsys: pytest.CaptureFixture
     assert ended.value.code == 2 and "has nothing to search" in capsys.readouterr().err
 
 
-def test_a_point_that_is_only_submitted_ends_the_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def submit(number: int, words: list[str]) -> float:
-        overrides = [word.lstrip("+") for word in words]
-        record_point(Point(sweep_dir=tmp_path, number=number, overrides=overrides), status="pending", job="17")
-        return math.inf
-
-    with pytest.raises(SystemExit) as ended:
-        search(WORDS, str(tmp_path), SETTINGS, submit)
-    assert ended.value.code == 2 and "launcher.wait=true" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
         (["-m", "prune=1,2"], []),
         (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.seed=0", "hydra.sweeper.n_startup_trials=0"], []),
         (["hydra/sweeper=optuna"], ["hydra/sweeper"]),
-        (["-m", "hydra/sweeper=optuna", "launcher=slurm"], ["hydra/sweeper"]),
-        (["-m", "hydra/sweeper=optuna", "launcher=slurm", "launcher.wait=False"], ["hydra/sweeper"]),
-        (["-m", "hydra/sweeper=optuna", "launcher=slurm", "launcher.wait=true"], []),
-        (["-m", "hydra/sweeper=optuna", "launcher=slurm", "dry_run=true"], []),
         (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0"], ["hydra.sweeper.n_trials"]),
         (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=many", "hydra.sweeper.n_jobs=2"], ["hydra.sweeper.n_trials", "hydra.sweeper.n_jobs"]),
     ],
