@@ -20,7 +20,8 @@ TESTS = Path(__file__).parent
 sys.path[:0] = [str(TESTS), str(TESTS / "slurm")]
 
 from local_cluster import local_cluster, why_not  # noqa: E402
-from slurm_cases import CASES, Workspace  # noqa: E402
+from slurm_cases import CASES  # noqa: E402
+from slurm_workspace import Workspace  # noqa: E402
 
 from slayer.reporting.console import open_console  # noqa: E402
 

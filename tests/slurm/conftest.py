@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from local_cluster import local_cluster, why_not
-from slurm_cases import Workspace
+from slurm_workspace import Workspace
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from slurm_cases import CASES, Case, Workspace
+from slurm_cases import CASES, Case
+from slurm_workspace import Workspace
 
 MARKS: dict[str, list[pytest.MarkDecorator]] = {"test": [], "matrix": [pytest.mark.matrix]}
 
