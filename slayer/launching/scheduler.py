@@ -27,6 +27,8 @@ KEYS = {
     "--": "options",
 }  # fmt: skip
 """What sbatch speaks of when it refuses a job, and the key of launcher that says it."""
+NOBODY_THERE = ("configuration source", "configuration file", "unable to contact slurm")
+"""What it speaks of when there is no cluster behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ def send(script: Path) -> str:
         raise EngineError(f"sbatch did not answer in {ASKED_SECONDS:g} s; try again, and look at squeue --me first") from error
     if done.returncode:
         said = " ".join(re.sub(r"^sbatch: (error: )?", "", line) for line in done.stderr.splitlines() if line.strip()) or "no reason"
+        if any(words in said.lower() for words in NOBODY_THERE):
+            raise EngineError(f"SLURM is not to be reached from here: {said}\n     type this where jobs are submitted, or set SLURM_CONF")
         fix = next((f"launcher.{key}=…" for word, key in KEYS.items() if word in said.lower()), "another launcher.… (--help shows all)")
         raise EngineError(f"SLURM does not take the job: {said}\n     type: {fix}   ({script} is what it was given)")
     return done.stdout.strip().partition(";")[0]  # behind it stands the cluster, where there are several

@@ -88,9 +88,13 @@ def refused(work: Workspace) -> str:
     assert much.returncode == 2 and "launcher." in much.stdout and "Traceback" not in much.stdout, much.stdout
     none = work.cluster.python("train.py", *work.words, "run=refused", PATH="/usr/bin/nowhere")
     assert none.returncode == 2 and "there is no sbatch on this machine" in none.stdout and "Traceback" not in none.stdout, none.stdout
+    alone = work.folder / "alone.conf"
+    alone.write_text("SlurmctldHost=localhost\n")  # no name, no nodes
+    nobody = work.cluster.python("train.py", *work.words, "run=refused", SLURM_CONF=str(alone))
+    assert nobody.returncode == 2 and "SLURM is not to be reached" in nobody.stdout and "launcher." not in nobody.stdout, nobody.stdout
     job = work.submit("refused", "launcher.partition=low", ENDLESS)
     work.cluster.run("scancel", job)
-    return "partition, memory and a machine without SLURM: told, exit code 2"
+    return "partition, memory, a machine without SLURM and one without a cluster: told, exit code 2"
 
 
 def script_of(work: Workspace, run: str, program: str, *words: str) -> tuple[str, Path]:
