@@ -1,4 +1,4 @@
-# make demo: from nothing to a report.  make test: lint and tests, less than fifteen minutes on two cores.  make matrix: the rest of what CI runs.
+# make demo: from nothing to a report.  make test: lint and tests, about fifteen minutes on two cores.  make matrix: the rest of what CI runs.
 PYTHON ?= python3
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
